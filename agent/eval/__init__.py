@@ -1,0 +1,5 @@
+"""One evaluation for everything."""
+
+from agent.eval.evaluate import EvalResult, evaluate
+
+__all__ = ["EvalResult", "evaluate"]

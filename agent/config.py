@@ -1,0 +1,262 @@
+"""Configurations: the resolvers they may use, and their validation after composition.
+
+Composition happens in ``script/run.py`` (Hydra); this module checks the result before anything is built. Every key must be known, from
+whatever file or command line it came: sections with a ``_target_`` are checked against the signature of the class they name, all others
+against ``SCHEMA``. Numbers live in ``cfg/`` only; here are only names and types.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from agent.errors import UsageError
+
+Number = (int, float)
+Section = dict[str, Any]
+
+
+def register_resolvers() -> None:
+    """The only resolver of the project's own YAML: ``${product:a,b}``, for integers. There is no ``eval``."""
+    OmegaConf.register_new_resolver("product", _product, replace=True)
+
+
+def _product(*factors: int) -> int:
+    result = 1
+    for factor in factors:
+        if not isinstance(factor, int) or isinstance(factor, bool):
+            raise UsageError(f"${{product:...}} multiplies integers, found {factor!r}")
+        result *= factor
+    return result
+
+
+def _optional(kind: type | tuple[type, ...]) -> tuple[type, ...]:
+    return (*(kind if isinstance(kind, tuple) else (kind,)), type(None))
+
+
+_SCHEDULE: Section = {"first_cycle_steps": int, "warmup_steps": int, "min_lr": Number}
+_LATEST: Section = {"save_model_freq": int, "latest_every_s": Number, "val_freq": int}
+COMMON: Section = {
+    "_target_": str,
+    "stage": str,
+    "benchmark": str,
+    "name": str,
+    "network_name": str,
+    "seed": int,
+    "device": str,
+    "resume": _optional((bool, str)),
+    "log_root": str,
+    "data_root": str,
+    "logdir": str,
+    "wandb": _optional(dict),
+    "env_name": str,
+    "obs_dim": int,
+    "action_dim": int,
+    "cond_steps": int,
+    "horizon_steps": int,
+    "act_steps": int,
+    "denoising_steps": int,
+    "ft_denoising_steps": int,
+    "normalization_path": _optional(str),
+    "task": {"max_episode_steps": int, "low_dim_keys": list},
+    "model": dict,
+}
+_WANDB: Section = {"entity": _optional(str), "project": str, "run": str, "mode": str}
+_ENV: Section = {
+    "n_envs": int,
+    "name": str,
+    "env_type": str,
+    "max_episode_steps": int,
+    "best_reward_threshold_for_success": Number,
+    "reset_at_iteration": bool,
+    "save_video": bool,
+    "render": bool,
+    "n_threads": _optional(int),
+    "wrappers": {
+        "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
+        "multi_step": {
+            "n_obs_steps": int,
+            "n_action_steps": int,
+            "max_episode_steps": int,
+            "reset_within_step": bool,
+        },
+    },
+}
+STAGES: dict[str, Section] = {
+    "pretrain": {
+        "train_dataset_path": str,
+        "train_dataset": dict,
+        "ema": {"decay": Number, "per": str},
+        "dispersive_loss_weight": Number,
+        "dispersive_loss_temperature": Number,
+        "dispersive_loss_type": str,
+        "dispersive_loss_layer": str,
+        "train": {
+            **_LATEST,
+            "n_epochs": int,
+            "batch_size": int,
+            "learning_rate": Number,
+            "weight_decay": Number,
+            "lr_scheduler": {**_SCHEDULE, "per": str},
+            "epoch_start_ema": int,
+            "update_ema_freq": int,
+            "train_split": Number,
+            "log_freq": int,
+            "diagnostics_freq": int,
+        },
+    },
+    "finetune": {
+        "env": _ENV,
+        "base_policy_path": _optional(str),
+        "train": {
+            **_LATEST,
+            "n_train_itr": int,
+            "n_steps": int,
+            "gamma": Number,
+            "gae_lambda": Number,
+            "eval_episodes": int,
+            "eval_seed": int,
+            "final_eval_episodes": int,
+            "final_eval_seed": int,
+            "render": {"freq": int, "num": int},
+            "n_critic_warmup_itr": int,
+            "actor_lr": Number,
+            "actor_weight_decay": Number,
+            "actor_lr_scheduler": _SCHEDULE,
+            "critic_lr": Number,
+            "critic_weight_decay": Number,
+            "critic_lr_scheduler": _SCHEDULE,
+            "reward_scale_running": bool,
+            "reward_scale_const": Number,
+            "batch_size": int,
+            "update_epochs": int,
+            "vf_coef": Number,
+            "target_kl": _optional(Number),
+            "max_grad_norm": _optional(Number),
+        },
+    },
+    "eval": {
+        "env": _ENV,
+        "base_policy_path": _optional(str),
+        "n_episodes": int,
+        "eval_seed": int,
+        "deterministic": bool,
+        "render_num": int,
+    },
+}
+POSITIVE = {
+    "env.n_envs",
+    "env.max_episode_steps",
+    "obs_dim",
+    "action_dim",
+    "cond_steps",
+    "horizon_steps",
+    "act_steps",
+    "denoising_steps",
+    "ft_denoising_steps",
+    "n_episodes",
+    *(f"train.{key}" for key in ("n_epochs", "batch_size", "n_train_itr", "n_steps", "update_epochs", "save_model_freq", "val_freq")),
+}
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check a composed configuration: every key known, every value of its type, every interpolation resolvable.
+
+    Raises:
+        UsageError: naming the key, what was expected and found, and the nearest valid key.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except Exception as error:  # OmegaConf raises many kinds; all of them name the key
+        raise UsageError(f"the configuration does not resolve: {error}") from error
+    stage = plain.get("stage")
+    if stage not in STAGES:
+        raise UsageError(f"stage: expected one of {sorted(STAGES)}, found {stage!r}")
+    _check_section(plain, {**COMMON, **STAGES[stage]}, "")
+    if plain.get("wandb") is not None:
+        _check_section(plain["wandb"], _WANDB, "wandb")
+    for path, node in _targets(plain, ""):
+        if path:
+            _check_signature(node, path)
+    for key in sorted(POSITIVE):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < 1:
+            raise UsageError(f"{key}: expected at least 1, found {value}")
+    if "act_steps" in plain and plain["act_steps"] > plain["horizon_steps"]:
+        raise UsageError(
+            f"act_steps: cannot execute more actions ({plain['act_steps']}) than horizon_steps predicts ({plain['horizon_steps']})"
+        )
+
+
+def _check_section(node: Mapping[str, Any], schema: Section, path: str) -> None:
+    for key, value in node.items():
+        here = f"{path}.{key}" if path else key
+        if key not in schema:
+            raise UsageError(unknown_key(here, [f"{path}.{k}" if path else k for k in schema]))
+        expected = schema[key]
+        if isinstance(expected, dict):
+            if not isinstance(value, dict):
+                raise UsageError(f"{here}: expected a section with {', '.join(expected)}, found {value!r}")
+            _check_section(value, expected, here)
+        elif not _is(value, expected):
+            raise UsageError(f"{here}: expected {_type_names(expected)}, found {value!r}")
+
+
+def _is(value: object, expected: type | tuple[type, ...]) -> bool:
+    kinds = expected if isinstance(expected, tuple) else (expected,)
+    return (bool in kinds) if isinstance(value, bool) else isinstance(value, kinds)
+
+
+def _type_names(expected: type | tuple[type, ...]) -> str:
+    kinds = expected if isinstance(expected, tuple) else (expected,)
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def _targets(node: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else key)
+
+
+def _check_signature(node: dict[str, Any], path: str) -> None:
+    """Keys of a section with a ``_target_`` are the arguments of the class that it names."""
+    try:
+        target = get_class(node["_target_"])
+    except Exception as error:  # hydra wraps whatever the import raised
+        raise UsageError(f"{path}._target_: cannot import {node['_target_']!r}: {error}") from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if key not in parameters and key not in {"_target_", "_partial_", "_recursive_", "_convert_"}:
+            raise UsageError(unknown_key(f"{path}.{key}", [f"{path}.{name}" for name in parameters]))
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in node:
+            raise UsageError(f"{path}.{name}: missing; {target.__name__} needs it")
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """A sentence that names ``key`` and the nearest of the ``known`` ones."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{key}: there is no such key{hint}"
+
+
+def all_keys(cfg: DictConfig) -> list[str]:
+    """Every dotted key of a configuration, sections included."""
+
+    def walk(node: object, path: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                here = f"{path}.{key}" if path else str(key)
+                yield here
+                yield from walk(value, here)
+
+    return list(walk(OmegaConf.to_container(cfg, resolve=False), ""))

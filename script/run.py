@@ -1,0 +1,89 @@
+"""Run one configuration: pre-train, fine-tune or evaluate a policy.
+
+    python script/run.py --config-name=<method> --config-dir=cfg/<suite>/<stage>/<task> [key=value ...]
+
+    python script/run.py --config-name=pre_diffusion_mlp_dispersive --config-dir=cfg/robomimic/pretrain/lift wandb=null
+    python script/run.py --config-name=ft_ppo_diffusion_mlp --config-dir=cfg/robomimic/finetune/lift base_policy_path=<checkpoint>
+    python script/run.py --config-name=eval_diffusion_mlp --config-dir=cfg/robomimic/eval/lift base_policy_path=<checkpoint>
+
+Useful: --cfg job --resolve (print the composed configuration), --info defaults-tree (where each part comes from), -m seed=1,2,3 (several
+runs), resume=<run directory> (go on exactly where a killed run stopped).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads must sleep, not spin, while the simulations use the cores
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # works right after `git clone`, without an installation
+
+import hydra  # noqa: E402
+from hydra import compose, initialize_config_dir  # noqa: E402
+from hydra._internal.utils import get_args_parser  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from agent.config import all_keys, register_resolvers, unknown_key, validate  # noqa: E402
+from agent.errors import UsageError  # noqa: E402
+
+register_resolvers()
+
+
+@hydra.main(config_path="../cfg", config_name=None, version_base="1.3")
+def _main(cfg: DictConfig) -> None:
+    from env.errors import EnvError
+    from model.types import NonFiniteError, ShapeError, StateDictError
+
+    try:
+        validate(cfg)
+        hydra.utils.get_class(cfg["_target_"])(cfg).run()
+    except (UsageError, EnvError, NonFiniteError, ShapeError, StateDictError) as error:
+        # A message for a person; whoever wants the traceback sets HYDRA_FULL_ERROR=1.
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.stderr.write(f"\nerror: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; resume=<run directory> goes on from the last checkpoint\n")
+        sys.exit(130)
+
+
+def _explain_unknown_overrides(argv: list[str]) -> None:
+    """After Hydra refused the command line: name, for every override of a key that does not exist, the nearest one that does."""
+    args = get_args_parser().parse_args(argv)
+    keys = [o.split("=", 1)[0] for o in args.overrides if "=" in o and not o.startswith(("+", "~"))]
+    if not args.config_name or not keys:
+        return
+    GlobalHydra.instance().clear()
+    searchpath = [f"hydra.searchpath=[{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+    try:
+        with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+            known = all_keys(compose(args.config_name, overrides=searchpath))
+    except Exception:  # noqa: BLE001  the configuration itself is broken: Hydra has already said how
+        return
+    for key in keys:
+        if key not in known and "/" not in key and "@" not in key and not key.startswith("hydra."):
+            sys.stderr.write(f"\nerror: {unknown_key(key, known)}\n")
+
+
+def main() -> None:
+    """Entry point of the command line (also ``script/train.py`` and the console script ``d2ppo``)."""
+    argv = sys.argv[1:]
+    if not argv or (argv[0] in {"-h", "--help"} and len(argv) == 1):
+        leaves = sorted(p for p in (ROOT / "cfg").glob("*/*/*/*.yaml") if "base" not in p.relative_to(ROOT / "cfg").parts)
+        listing = "\n".join(f"  --config-dir={p.parent.relative_to(ROOT)} --config-name={p.stem}" for p in leaves)
+        sys.stdout.write(f"{__doc__}\nConfigurations:\n{listing}\n")
+        sys.exit(0 if argv else 2)
+    try:
+        _main()
+    except SystemExit as stop:
+        if stop.code not in (0, None, 2, 130):
+            _explain_unknown_overrides(argv)
+        raise
+
+
+if __name__ == "__main__":
+    main()
