@@ -1,0 +1,65 @@
+"""Value functions: ``V(obs)`` for PPO, ``Q(obs, action chunk)`` for the off-policy algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.common.mlp import MLP, ResidualMLP
+from model.types import Obs
+
+
+class CriticObs(nn.Module):
+    """State value. ``cond_dim = To * Do``; parameters ``Q1.*`` as published."""
+
+    def __init__(
+        self,
+        cond_dim: int,
+        mlp_dims: Sequence[int],
+        activation_type: str = "Mish",
+        use_layernorm: bool = False,
+        residual_style: bool = False,
+    ) -> None:
+        super().__init__()
+        self.Q1 = (ResidualMLP if residual_style else MLP)(
+            [cond_dim, *mlp_dims, 1], activation_type=activation_type, use_layernorm=use_layernorm
+        )
+
+    def forward(self, obs: Obs) -> Tensor:
+        """``obs["state"] (B, To, Do)`` to values ``(B,)``."""
+        return self.Q1(obs["state"].flatten(1)).squeeze(-1)
+
+
+class CriticObsAct(nn.Module):
+    """Value of an observation and an action chunk, once or (``double_q``) twice with independent weights ``Q1.*, Q2.*``.
+
+    ``cond_dim = To * Do``, ``action_dim = Da``, ``action_steps = Te``. The published code never honours ``residual_style``
+    here (all its checkpoints hold plain networks): load those with ``residual_style=False``, whatever their YAML says.
+    """
+
+    def __init__(
+        self,
+        cond_dim: int,
+        mlp_dims: Sequence[int],
+        action_dim: int,
+        action_steps: int = 1,
+        activation_type: str = "Mish",
+        use_layernorm: bool = False,
+        residual_style: bool = False,
+        double_q: bool = True,
+    ) -> None:
+        super().__init__()
+        network = ResidualMLP if residual_style else MLP
+        dims = [cond_dim + action_dim * action_steps, *mlp_dims, 1]
+        self.Q1 = network(dims, activation_type=activation_type, use_layernorm=use_layernorm)
+        self.double_q = double_q
+        if double_q:
+            self.Q2 = network(dims, activation_type=activation_type, use_layernorm=use_layernorm)
+
+    def forward(self, obs: Obs, actions: Tensor) -> tuple[Tensor, ...]:
+        """``obs["state"] (B, To, Do)``, ``actions (B, Te, Da)`` to ``(q1,)`` or ``(q1, q2)``, each ``(B,)``."""
+        x = torch.cat([obs["state"].flatten(1), actions.flatten(1)], dim=-1)
+        q1 = self.Q1(x).squeeze(-1)
+        return (q1, self.Q2(x).squeeze(-1)) if self.double_q else (q1,)

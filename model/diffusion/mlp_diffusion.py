@@ -1,0 +1,109 @@
+"""The denoising network of the state policies: a perceptron over (noisy action chunk, diffusion step, observation).
+
+DPPO (arXiv:2409.00588), appendix; parameter names are the published ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from model.common.mlp import MLP, ResidualMLP, activation
+from model.types import Obs
+
+
+class SinusoidalPosEmb(nn.Module):
+    """``t (B,)`` to ``(B, dim)``: sines, then cosines, at frequencies ``exp(-k ln(10000) / (dim / 2 - 1))``."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"time_dim: expected an even number of at least 4, found {dim}")
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Integer or float steps ``(B,)``."""
+        angles = t[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class DiffusionMLP(nn.Module):
+    """Predicts the noise (or the clean chunk) from ``[actions, time embedding, observation]``.
+
+    Args:
+        action_dim: ``Da``.
+        horizon_steps: ``Ta``.
+        cond_dim: ``To * Do``.
+        time_dim: width of the time embedding.
+        mlp_dims: hidden widths.
+        cond_mlp_dims: widths of an observation encoder; None feeds the observation directly.
+        activation_type: of every hidden nonlinearity.
+        out_activation_type: after the output.
+        use_layernorm: in the main perceptron.
+        residual_style: ``ResidualMLP`` instead of ``MLP``.
+    """
+
+    _steps: Tensor | None
+
+    def __init__(
+        self,
+        action_dim: int,
+        horizon_steps: int,
+        cond_dim: int,
+        time_dim: int = 16,
+        mlp_dims: Sequence[int] = (256, 256),
+        cond_mlp_dims: Sequence[int] | None = None,
+        activation_type: str = "Mish",
+        out_activation_type: str = "Identity",
+        use_layernorm: bool = False,
+        residual_style: bool = False,
+    ) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+        self.horizon_steps = horizon_steps
+        self.time_embedding = nn.Sequential(
+            SinusoidalPosEmb(time_dim),
+            nn.Linear(time_dim, time_dim * 2),
+            activation("Mish"),
+            nn.Linear(time_dim * 2, time_dim),
+        )
+        self.cond_mlp: MLP | None = None
+        if cond_mlp_dims is not None:
+            self.cond_mlp = MLP([cond_dim, *cond_mlp_dims], activation_type=activation_type)
+            cond_dim = cond_mlp_dims[-1]
+        flat = action_dim * horizon_steps
+        self.mlp_mean = (ResidualMLP if residual_style else MLP)(
+            [flat + time_dim + cond_dim, *mlp_dims, flat],
+            activation_type=activation_type,
+            out_activation_type=out_activation_type,
+            use_layernorm=use_layernorm,
+        )
+        self.register_buffer("_steps", None, persistent=False)
+
+    @property
+    def hidden_layers(self) -> list[nn.Module]:
+        """The modules whose outputs are the hidden features: one per entry of ``mlp_dims``, never the output."""
+        return self.mlp_mean.hidden_layers
+
+    def tabulate_time(self, denoising_steps: int) -> None:
+        """Promise that ``t < denoising_steps``: the time embedding is then computed once per step, not once per row."""
+        self._steps = torch.arange(denoising_steps, device=self.time_embedding[1].weight.device)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Obs) -> Tensor:
+        """``x (B, Ta, Da)``, diffusion steps ``t (B,)`` int64 and ``cond["state"] (B, To, Do)`` to ``(B, Ta, Da)``."""
+        if self._steps is None:
+            time = self.time_embedding(t)
+        else:
+            time = F.embedding(t, self.time_embedding(self._steps))
+        state = cond["state"].flatten(1)
+        if self.cond_mlp is not None:
+            state = self.cond_mlp(state)
+        return self.mlp_mean(torch.cat([x.flatten(1), time, state], dim=-1)).view_as(x)
