@@ -89,7 +89,7 @@ class PPO:
         learn_actor = iteration >= self.train["n_critic_warmup_itr"]
         metrics |= self._epochs(rollout, obs, rows, advantages, returns, learn_actor)
         metrics |= {
-            "explained_variance": explained_variance(values.flatten()[rows], returns[rows]),
+            "explained_variance": float(explained_variance(values.flatten()[rows], returns[rows])),
             "values/mean": float(values.flatten()[rows].mean()),
             "returns/mean": float(returns[rows].mean()),
             "actor_lr": self.actor_optimizer.param_groups[0]["lr"],

@@ -1,0 +1,62 @@
+"""Evaluate one checkpoint and write ``result.json``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from agent import checkpoint
+from agent.agent import resolve_device, seed_everything
+from agent.errors import CheckpointError
+from agent.eval.evaluate import evaluate
+from agent.eval.video import record_video
+from agent.finetune import base_policy
+from agent.logger import RunLogger, locate_run
+from env.registry import make_vector_env
+
+log = logging.getLogger(__name__)
+
+
+class EvalAgent:
+    """Runs the episodes of ``n_episodes`` recorded seeds.
+
+    Args:
+        cfg: a composed and validated configuration of stage ``eval``. The policy is rebuilt from the checkpoint's own configuration;
+            ``cfg.model`` may override single settings of it (``model.use_ddim=true model.ddim_steps=5``).
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        device = resolve_device(cfg.device)
+        seed_everything(cfg.seed)
+        self.path = base_policy.find(cfg)
+        payload = checkpoint.load(self.path)
+        overrides = OmegaConf.to_container(cfg.model, resolve=True)
+        config = payload.get("config")
+        if config is None and "_target_" not in overrides:
+            raise CheckpointError(
+                f"base_policy_path: {self.path} is a published checkpoint and carries no configuration; give the model it was trained with (model=...)"
+            )
+        if overrides:
+            config = {**(config or {}), "model": {**((config or {}).get("model") or {}), **overrides}}
+        self.policy = checkpoint.load_policy(self.path, config if overrides else None, device)
+        self.logger = RunLogger(*locate_run(cfg)[:1], cfg, locate_run(cfg)[1])
+        self.venv = make_vector_env(OmegaConf.to_container(cfg.env, resolve=True), base_policy.normalizer_of(payload, cfg))
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate; returns what ``result.json`` holds."""
+        cfg = self.cfg
+        log.info("checkpoint: %s", self.path)
+        result = evaluate(self.policy, self.venv, cfg.n_episodes, cfg.eval_seed, deterministic=cfg.deterministic, progress="evaluate")
+        log.info("%s; return %.3f [%.3f, %.3f]", result, result.mean_return, *result.return_interval)
+        self.logger.log("itr", 0, result.metrics())
+        video = None
+        if cfg.env.save_video or cfg.render_num > 0:
+            seeds = result.seeds[: max(1, cfg.render_num)]
+            video = record_video(self.policy, self.venv, seeds, self.logger.logdir / "render" / "episodes.mp4")
+        out = {**result.to_dict(), "checkpoint": str(self.path), "video": video}
+        self.logger.finish(out)
+        self.venv.close()
+        return out

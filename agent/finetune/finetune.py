@@ -1,0 +1,224 @@
+"""The one fine-tuning loop: evaluate if due, collect, update, log, save. Algorithms plug into ``update``; see ``algorithm.py``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from agent import checkpoint
+from agent.agent import build, resolve_device, seed_everything
+from agent.errors import CheckpointError
+from agent.eval import EvalResult, evaluate
+from agent.eval.video import record_video
+from agent.finetune import base_policy
+from agent.finetune.ppo import PPO
+from agent.finetune.rollout import EpisodeTracker, Rollout, collect, to_torch
+from agent.logger import RunLogger, locate_run
+from agent.plots import learning_curve
+from agent.resume import resume_point
+from env.protocol import episode_seed
+from env.registry import make_vector_env
+from model.common.modules import strict_load
+
+log = logging.getLogger(__name__)
+
+
+class FinetuneAgent:
+    """Fine-tunes a pre-trained policy in a vectorised environment.
+
+    Args:
+        cfg: a composed and validated configuration of stage ``finetune``.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.train = cfg, OmegaConf.to_container(cfg.train, resolve=True)
+        self.device = torch.device(resolve_device(cfg.device))
+        seed_everything(cfg.seed)
+        self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
+        logdir, resume = locate_run(cfg)
+        self.logger = RunLogger(logdir, cfg, resume)
+        resumed = resume_point(logdir, cfg) if resume else None
+        self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
+        payload = resumed or checkpoint.load(self.base_path)
+        self.normalizer = base_policy.normalizer_of(payload, cfg)
+        self.policy = build(cfg.model).to(self.device)
+        if resumed is None:
+            self._load_base(payload)
+            log.info("base policy: %s", self.base_path)
+        env_cfg = OmegaConf.to_container(cfg.env, resolve=True)
+        self.venv = make_vector_env(env_cfg, self.normalizer)
+        self.eval_env = make_vector_env(env_cfg, self.normalizer)
+        self.algorithm = PPO(self.policy, self.train, cfg.env.n_envs, self.generator)
+        self.tracker = EpisodeTracker.start(cfg.env.n_envs)
+        self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0
+        self.before: dict[str, Any] | None = None
+        self.obs, self.firsts = None, np.ones(cfg.env.n_envs, bool)
+        if resumed:
+            self._restore(resumed)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns (and writes to ``result.json``) what came out."""
+        rollout: Rollout | None = None
+        if self.before is None:
+            self.before = self._measure_base()
+        n_iterations, last_save, last_tick = self.train["n_train_itr"], time.monotonic(), time.monotonic()
+        bar = tqdm(total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True)
+        while self.iteration < n_iterations:
+            metrics: dict[str, float] = {}
+            if self.iteration > 0 and self.iteration % self.train["val_freq"] == 0:
+                metrics |= self._evaluate()
+            self._start_episodes()
+            if rollout is None:
+                rollout = self._allocate()
+            metrics |= self._collect(rollout, bar)
+            metrics |= self.algorithm.update(rollout, self.iteration)
+            self.iteration += 1
+            now = time.monotonic()
+            self.wall_seconds += now - last_tick
+            metrics |= {"env_steps": self.env_steps, "time/wall": self.wall_seconds, "time/iteration": now - last_tick}
+            last_tick = now
+            self.logger.log("itr", self.iteration, metrics)
+            bar.update()
+            numbered = self.iteration % self.train["save_model_freq"] == 0 or self.iteration == n_iterations
+            if numbered or now - last_save >= self.train["latest_every_s"]:
+                self._save(numbered)
+                last_save = time.monotonic()
+        bar.close()
+        result = self._finish()
+        for venv in (self.venv, self.eval_env):
+            venv.close()
+        return result
+
+    def _load_base(self, payload: dict[str, Any]) -> None:
+        """Weights to start from: of a pre-trained policy, or all of a fine-tuned one."""
+        if payload.get("kind") == "finetune":
+            strict_load(self.policy, payload["model"], str(self.base_path))
+        else:
+            try:
+                self.policy.load_base(checkpoint.weights(payload))
+            except ValueError as error:
+                raise CheckpointError(f"base_policy_path: {self.base_path} does not fit model.actor: {error}") from error
+
+    def _measure_base(self) -> dict[str, Any]:
+        """How good the policy is before any reinforcement learning, on the seeds of the final comparison."""
+        result = self._run_evaluation(self.train["final_eval_seed"], self.train["final_eval_episodes"], "base policy")
+        log.info("base policy: %s", result)
+        self.logger.log("itr", 0, {"env_steps": 0, "time/wall": 0.0, **result.metrics()})
+        return result.to_dict()
+
+    def _run_evaluation(self, first_seed: int, episodes: int, label: str) -> EvalResult:
+        return evaluate(self.policy, self.eval_env, episodes, first_seed, progress=label)
+
+    def _evaluate(self) -> dict[str, float]:
+        result = self._run_evaluation(self.train["eval_seed"], self.train["eval_episodes"], "evaluate")
+        tqdm.write(f"iteration {self.iteration}: {result}")
+        render, count = self.train["render"], self.iteration // self.train["val_freq"]
+        if self.cfg.env.save_video and render["num"] > 0 and count % render["freq"] == 0:
+            self._video(f"itr_{self.iteration}", render["num"])
+        return result.metrics()
+
+    def _video(self, name: str, episodes: int) -> str | None:
+        seeds = [self.train["eval_seed"] + k for k in range(episodes)]
+        return record_video(self.policy, self.eval_env, seeds, self.logger.logdir / "render" / f"{name}.mp4")
+
+    def _start_episodes(self) -> None:
+        """New episodes at every iteration, or (``env.reset_at_iteration=false``) only at the first."""
+        if self.obs is None or self.cfg.env.reset_at_iteration:
+            self.obs = self.venv.reset(episode_seed(self.cfg.seed, 0, self.iteration))
+            self.firsts = np.ones(self.cfg.env.n_envs, bool)
+            self.tracker = EpisodeTracker.start(self.cfg.env.n_envs)
+
+    def _allocate(self) -> Rollout:
+        policy, cfg = self.policy, self.cfg
+        chain_shape = (policy.n_chain_steps + 1, cfg.horizon_steps, cfg.action_dim)
+        rollout = Rollout.allocate(self.train["n_steps"], cfg.env.n_envs, to_torch(self.obs, self.device), chain_shape, self.device)
+        log.info("rollout buffers: %.2f GiB", rollout.n_bytes / 2**30)
+        return rollout
+
+    def _collect(self, rollout: Rollout, bar: tqdm) -> dict[str, float]:
+        started, n_chunks, done = time.perf_counter(), self.train["n_steps"], 0
+        per_chunk = self.cfg.env.n_envs * self.cfg.act_steps
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            bar.set_postfix_str(f"chunk {done}/{n_chunks}, {done * per_chunk / (time.perf_counter() - started):,.0f} env steps/s", refresh=False)
+            bar.refresh() if done % max(1, n_chunks // 20) == 0 else None
+
+        self.obs, self.firsts, spent = collect(
+            self.policy, self.venv, self.obs, self.firsts, rollout, self.tracker, self.generator, tick
+        )
+        self.env_steps += n_chunks * per_chunk
+        seconds = time.perf_counter() - started
+        return {**self.tracker.summary(), **spent, "time/collect": seconds, "time/env_steps_per_s": n_chunks * per_chunk / seconds}
+
+    def _save(self, numbered: bool) -> None:
+        cfg = self.cfg
+        payload = {
+            "kind": "finetune",
+            "itr": self.iteration,
+            "model": self.policy.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": checkpoint.rng_state(),
+            "normalizer": checkpoint.normalizer_tensors(self.normalizer),
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            "extra": {
+                "base_policy_path": str(self.base_path),
+                "before": self.before,
+                "env_steps": self.env_steps,
+                "wall_seconds": self.wall_seconds,
+                "tracker": self.tracker.state_dict(),
+                "firsts": torch.as_tensor(self.firsts.copy()),
+                "venv": None if cfg.env.reset_at_iteration else self.venv.state_dict(),
+            },
+        }
+        folder = self.logger.logdir / "checkpoint"
+        if numbered:
+            checkpoint.save(folder / f"state_{self.iteration}.pt", payload)
+        checkpoint.save(folder / "latest.pt", payload)
+
+    def _restore(self, payload: dict[str, Any]) -> None:
+        extra = payload["extra"]
+        strict_load(self.policy, payload["model"], "the run's own checkpoint")
+        self.algorithm.load_state_dict(payload["algorithm"])
+        self.generator.set_state(payload["generator"])
+        checkpoint.set_rng_state(payload["rng"])
+        self.iteration, self.env_steps, self.wall_seconds = payload["itr"], extra["env_steps"], extra["wall_seconds"]
+        self.before = extra["before"]
+        self.tracker.load_state_dict(extra["tracker"])
+        self.firsts = extra["firsts"].numpy().copy()
+        if extra["venv"] is not None:
+            self.obs = self.venv.load_state_dict(extra["venv"])
+        self.logger.truncate_after("itr", self.iteration)
+        log.info("resumed after iteration %d", self.iteration)
+
+    def _finish(self) -> dict[str, Any]:
+        """The same recorded seeds before and after, a learning curve, a video, ``result.json``."""
+        after = self._run_evaluation(self.train["final_eval_seed"], self.train["final_eval_episodes"], "fine-tuned policy")
+        low, high = self.before["success_interval"]
+        log.info("before: success %.3f [%.3f, %.3f] over %d episodes", self.before["success_rate"], low, high, len(self.before["seeds"]))
+        log.info("after:  %s", after)
+        logdir = self.logger.logdir
+        picture = learning_curve(logdir / "metrics.jsonl", logdir / "learning_curve.png", self.cfg.name, after)
+        video = self._video("final", max(1, self.train["render"]["num"]))
+        result = {
+            "before": self.before,
+            "after": after.to_dict(),
+            "iterations": self.iteration,
+            "env_steps": self.env_steps,
+            "wall_seconds": self.wall_seconds,
+            "base_policy_path": str(self.base_path),
+            "checkpoint": str(logdir / "checkpoint" / f"state_{self.iteration}.pt"),
+            "learning_curve": str(picture),
+            "video": video,
+        }
+        self.logger.finish(result)
+        return result

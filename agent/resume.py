@@ -1,0 +1,65 @@
+"""Going on exactly where a killed run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from agent import checkpoint
+from agent.errors import CheckpointError, RunDirError, UsageError
+
+# What may differ between the run and its continuation without changing what is computed.
+FREE = {
+    "resume", "device", "logdir", "log_root", "data_root", "name", "wandb", "base_policy_path", "normalization_path", "train_dataset_path",
+    "train_dataset.dataset_path", "train_dataset.device", "env.n_threads", "env.save_video", "env.render", "env.wrappers.robomimic_lowdim.normalization_path",
+    "train.n_epochs", "train.n_train_itr", "train.save_model_freq", "train.latest_every_s", "train.render", "train.val_freq", "train.eval_episodes",
+    "train.final_eval_episodes", "train.log_freq",
+}  # fmt: skip
+
+
+def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any]:
+    """The newest complete checkpoint of the run in ``logdir``, if its configuration is that of ``cfg``.
+
+    Raises:
+        RunDirError: the directory holds no checkpoint.
+        UsageError: a setting that changes the result differs; names it with both values.
+        CheckpointError: damaged, or without what a resume needs (a published checkpoint).
+    """
+    folder = logdir / "checkpoint"
+    newest = folder / "latest.pt"
+    if not newest.is_file():
+        numbered = sorted(folder.glob("state_*.pt"), key=lambda path: int(path.stem.removeprefix("state_")))
+        if not numbered:
+            raise RunDirError(f"resume: {folder} holds no checkpoint (the run was stopped before its first one); start it again without resume")
+        newest = numbered[-1]
+    payload = checkpoint.load(newest)
+    if "rng" not in payload:
+        raise CheckpointError(f"resume: {newest} holds weights only; pass it as base_policy_path instead")
+    check_same(payload["config"], OmegaConf.to_container(cfg, resolve=True))
+    return payload
+
+
+def check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for the first setting that differs and is not in ``FREE``."""
+    old, new = dict(_flatten(saved)), dict(_flatten(wanted))
+    for key in sorted(old.keys() | new.keys()):
+        if not _is_free(key) and old.get(key) != new.get(key):
+            raise UsageError(
+                f"resume: {key} was {old.get(key)!r} in the run that should go on, and is {new.get(key)!r} now. Use the same settings, or start a new run"
+            )
+
+
+def _is_free(key: str) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:n]) in FREE for n in range(1, len(parts) + 1))
+
+
+def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _flatten(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
