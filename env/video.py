@@ -120,7 +120,7 @@ def render_frames(
 
 
 def renderer_available() -> tuple[bool, str]:
-    """Whether this machine can render, and what to install if not (empty otherwise). Probed once, in a child process."""
+    """Whether this machine can render, and what to install if not (else empty); probed once, in a child."""
     backend, advice = _working_backend()
     return backend is not None, advice
 
@@ -145,7 +145,7 @@ def write_mp4(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> N
 
 
 def write_gif(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> None:
-    """Write ``frames (T, H, W, 3)`` as an endless GIF of at most 12.5 frames/s, at the speed of ``fps``."""
+    """Write ``frames (T, H, W, 3)`` as an endless GIF of at most 12.5 frames/s."""
     from PIL import Image
 
     stride = int(np.ceil(fps / _GIF_MAX_FPS))

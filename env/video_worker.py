@@ -47,7 +47,7 @@ def render(folder: Path) -> None:
         options.geomgroup[job["geom_groups"]] = 1
     frames = np.lib.format.open_memmap(folder / "frames.npy", "w+", np.uint8, (len(qpos), height, width, 3))
     with mujoco.Renderer(model, height=height, width=width) as renderer:
-        # The whole scene is drawn again for a reflective floor: two thirds of the time for a difference nobody sees in a video.
+        # A reflective floor draws the whole scene again: two thirds of the time, for a difference nobody sees.
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         for row, frame in zip(qpos, frames, strict=True):
             data.qpos[:] = row
