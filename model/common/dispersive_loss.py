@@ -1,0 +1,281 @@
+"""Dispersive losses: push the hidden features of a batch apart, without positive pairs and without a second forward pass.
+
+D2PPO, after Wang & He, "Diffuse and Disperse" (arXiv:2506.09027). For features ``z (B, D)``, ``d_ij^2 = |z_i - z_j|^2``, pairs
+``i != j`` (all pairs with ``self_pairs``), covariance ``C`` over the batch with denominator ``B - 1``:
+
+=============== =================================================== ====================================================
+kind            corrected                                           released (the public D2PPO code, defects included)
+=============== =================================================== ====================================================
+infonce_l2      ``log mean_ij exp(-d_ij^2 / (D tau))``              not divided by ``D``; self-pairs always
+infonce_cosine  ``log mean_ij exp(cos_ij / tau)``                   self-pairs always
+hinge           ``mean_ij max(1 - d_ij^2 / D, 0)^2``                not divided by ``D``; self-pairs always
+covariance      ``sum_{m != n} C_mn^2``                             the diagonal, too: collapsing the features pays
+=============== =================================================== ====================================================
+
+Distances come from the Gram matrix of the centred features, sums of exponentials from ``logsumexp``: memory is O(B^2), never
+(B, B, D), and the covariance loss uses whichever of the (D, D) and (B, B) matrices is smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.module import register_module_forward_hook
+
+KINDS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
+LAYERS = ("early", "mid", "late", "all")
+VARIANTS = ("corrected", "released")
+
+
+def dispersive_loss(
+    features: Tensor,
+    kind: str,
+    temperature: float = 0.5,
+    self_pairs: bool = False,
+    variant: str = "corrected",
+) -> Tensor:
+    """The dispersive loss of one batch of features, 0-d and differentiable.
+
+    Args:
+        features: ``(B, ...)``, flattened to ``(B, D)``.
+        kind: one of ``KINDS``.
+        temperature: ``tau > 0``, of the two infonce kinds.
+        self_pairs: count the pairs ``i = j``; ``released`` always does.
+        variant: one of ``VARIANTS``.
+
+    Raises:
+        ValueError: an unknown name, a temperature that is not positive, or fewer than two rows (nothing to
+            disperse; only ``released`` answers 0 there, as published).
+    """
+    _choose("dispersive_loss_type", kind, KINDS)
+    _choose("dispersive_loss_variant", variant, VARIANTS)
+    if not temperature > 0:
+        raise ValueError(f"dispersive_loss_temperature: expected a positive number, found {temperature}")
+    if features.ndim < 2:
+        raise ValueError(f"dispersive loss: expected features (B, D), found shape {tuple(features.shape)}")
+    z = features.flatten(1)
+    released = variant == "released"
+    if z.shape[0] < 2:
+        if released:
+            return z.sum() * 0
+        raise ValueError(
+            f"dispersive loss: expected at least two samples in a batch, found {z.shape[0]}; "
+            "use a larger batch_size, or drop a last batch of one sample"
+        )
+    self_pairs = self_pairs or released
+    if kind == "covariance":
+        return _covariance(z, diagonal=released)
+    if kind == "infonce_cosine":
+        z = F.normalize(z, dim=1)
+        return _log_mean_exp(z @ z.mT / temperature, self_pairs)
+    distance = _squared_distances(z) if released else _squared_distances(z) / z.shape[1]
+    if kind == "infonce_l2":
+        return _log_mean_exp(distance / -temperature, self_pairs)
+    penalty = F.relu(1 - distance).square()
+    return penalty.mean() if self_pairs else _without_diagonal(penalty).sum() / _n_pairs(z.shape[0])
+
+
+def _squared_distances(z: Tensor) -> Tensor:
+    """``(B, B)``, exactly 0 on the diagonal. Centred first: distances do not see a shift, float32 cancellation does."""
+    z = z - z.mean(dim=0).detach()
+    norm = z.square().sum(dim=1)
+    distance = torch.addmm(norm[:, None] + norm[None, :], z, z.mT, alpha=-2)
+    return _without_diagonal(distance).clamp(min=0)
+
+
+def _without_diagonal(matrix: Tensor, fill: float = 0.0) -> Tensor:
+    """The matrix, overwritten, with ``fill`` (and no gradient) on its diagonal."""
+    return matrix.fill_diagonal_(fill)
+
+
+def _n_pairs(n: int) -> int:
+    return n * (n - 1)
+
+
+def _log_mean_exp(logits: Tensor, self_pairs: bool) -> Tensor:
+    n = logits.shape[0]
+    if self_pairs:
+        return logits.flatten().logsumexp(dim=0) - math.log(n * n)
+    return _without_diagonal(logits, -math.inf).flatten().logsumexp(dim=0) - math.log(_n_pairs(n))
+
+
+def _covariance(z: Tensor, diagonal: bool) -> Tensor:
+    n, dim = z.shape
+    z = z - z.mean(dim=0)
+    if dim <= n:
+        cov = z.mT @ z / (n - 1)
+        return (cov if diagonal else _without_diagonal(cov)).square().sum()
+    total = (z @ z.mT / (n - 1)).square().sum()  # |Z'Z|_F = |ZZ'|_F
+    return total if diagonal else total - (z.square().sum(dim=0) / (n - 1)).square().sum()
+
+
+@contextmanager
+def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that receives the output of each given module whenever it runs inside the ``with`` block, in order of execution.
+
+    No module is ever touched: one process-wide forward hook looks for the given modules and leaves with the block, also on an
+    exception. So a network copied inside the block carries nothing along, and nothing can be left behind.
+    """
+    wanted = {id(module) for module in modules}
+    outputs: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if id(module) in wanted:
+            outputs.append(output)
+
+    handle = register_module_forward_hook(record)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def pick(hidden_layers: Sequence[nn.Module], layer: str, network: str = "the network") -> list[nn.Module]:
+    """The hidden layers a setting means: first quarter, middle, last quarter, or all; of three exactly the 1st, 2nd, 3rd.
+
+    Args:
+        hidden_layers: as a network declares them, never its output.
+        layer: one of ``LAYERS``.
+        network: its name, for the error message.
+
+    Raises:
+        ValueError: an unknown setting, or fewer than three hidden layers (early, mid and late would coincide).
+    """
+    _choose("dispersive_loss_layer", layer, LAYERS)
+    n = len(hidden_layers)
+    if n < 3:
+        raise ValueError(
+            f"dispersive_loss_layer: {network} has {n} hidden layers, a dispersive loss needs at least three; "
+            "give it three or more mlp_dims, or set use_dispersive_loss: False"
+        )
+    if layer == "all":
+        return list(hidden_layers)
+    return [hidden_layers[{"early": n // 4, "mid": n // 2, "late": 3 * n // 4}[layer]]]
+
+
+def pick_released(network: nn.Module, layer: str) -> list[nn.Module]:
+    """What the public D2PPO code hooks, including the network's output for most settings; only for ``variant="released"``.
+
+    It indexes the entries of ``mlp_mean`` (output layer and output activation among them). Its activations are shared
+    by the whole process, so where the chosen entry is the output's Identity and there is an observation encoder, the
+    encoder's Identity fires first and is what is measured.
+
+    Raises:
+        ValueError: the network has no perceptron ``mlp_mean`` (the published code then silently does nothing).
+    """
+    _choose("dispersive_loss_layer", layer, LAYERS)
+    mlp = getattr(network, "mlp_mean", None)
+    entries = list(getattr(mlp, "moduleList", None) or getattr(mlp, "layers", None) or ())
+    if not entries:
+        raise ValueError(
+            f"dispersive_loss_variant: 'released' needs a network with an `mlp_mean` perceptron, found {type(network).__name__}"
+        )
+    encoder = getattr(network, "cond_mlp", None)
+    shared = encoder is not None and isinstance(entries[-1], nn.Identity)
+    n = len(entries)
+    if layer == "all":
+        return [encoder, *entries] if shared else entries
+    chosen = entries[{"early": n // 4, "mid": n // 2, "late": 3 * n // 4}[layer]]
+    return [encoder] if shared and chosen is entries[-1] else [chosen]
+
+
+@dataclass(frozen=True)
+class DispersiveLoss:
+    """The settings of the regulariser, checked; called with recorded features it returns their mean loss (0-d).
+
+    ``kind``, ``temperature``, ``self_pairs``, ``variant``: see ``dispersive_loss``. ``layer``: one of ``LAYERS``.
+    """
+
+    kind: str = "infonce_l2"
+    temperature: float = 0.5
+    layer: str = "early"
+    variant: str = "corrected"
+    self_pairs: bool = False
+
+    def __post_init__(self) -> None:
+        _choose("dispersive_loss_type", self.kind, KINDS)
+        _choose("dispersive_loss_layer", self.layer, LAYERS)
+        _choose("dispersive_loss_variant", self.variant, VARIANTS)
+        if not self.temperature > 0:
+            raise ValueError(f"dispersive_loss_temperature: expected a positive number, found {self.temperature}")
+
+    def modules(self, network: nn.Module) -> list[nn.Module]:
+        """The modules of ``network`` whose outputs to record; ``ValueError`` if it declares too few hidden layers."""
+        if self.variant == "released":
+            return pick_released(network, self.layer)
+        return pick(getattr(network, "hidden_layers", ()), self.layer, type(network).__name__)
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+        """The mean over ``features``, each ``(B, ...)``; ``ValueError`` if nothing was recorded."""
+        if not features:
+            raise ValueError("dispersive loss: no features were recorded; the network must run inside record_outputs")
+        losses = [dispersive_loss(z, self.kind, self.temperature, self.self_pairs, self.variant) for z in features]
+        return torch.stack(losses).mean()
+
+    def floor(self, n: int) -> float:
+        """The lowest value for a batch of ``n`` features of any width; ``-inf`` where there is none.
+
+        ``infonce_l2``: ``-log n`` with self-pairs, unbounded without. ``infonce_cosine``: features on a simplex, all cosines
+        ``-1 / (n - 1)`` (attained if ``D >= n - 1``). ``hinge``: ``1 / n`` with self-pairs, else 0. ``covariance``: 0.
+        """
+        self_pairs = self.self_pairs or self.variant == "released"
+        if self.kind == "infonce_l2":
+            return -math.log(n) if self_pairs else -math.inf
+        if self.kind == "infonce_cosine":
+            apart = -1 / ((n - 1) * self.temperature)
+            if not self_pairs:
+                return apart
+            own = 1 / self.temperature
+            return own + math.log1p((n - 1) * math.exp(apart - own)) - math.log(n)
+        return 1 / n if self.kind == "hinge" and self_pairs else 0.0
+
+
+@torch.no_grad()
+def feature_diagnostics(features: Tensor, settings: DispersiveLoss | None = None, max_rows: int = 256) -> dict[str, Tensor]:
+    """How spread out a batch of features is; 0-d tensors, nothing is synchronised to the host.
+
+    * ``effective_rank``: exp of the entropy of the normalised singular values of the centred features (Roy & Vetterli 2007)
+    * ``participation_ratio``: ``(sum l)^2 / sum l^2`` over the eigenvalues of their covariance
+    * ``distance_mean``, ``distance_min``: over pairs, root mean square per dimension (``sqrt(d^2 / D)``)
+    * ``feature_norm``: mean Euclidean norm
+    * ``gap_to_floor`` (with ``settings``): the loss minus its lowest value, near 0 where it is saturated and no longer
+      acts; NaN where it has no lowest value (see ``DispersiveLoss.floor``)
+
+    Args:
+        features: ``(B, ...)`` with ``B >= 2``.
+        settings: of the loss in use.
+        max_rows: only the first rows count, to keep it cheap (the eigenvalues cost O(rows^3)).
+    """
+    if features.ndim < 2 or features.shape[0] < 2:
+        raise ValueError(f"feature diagnostics: expected features (B >= 2, D), found shape {tuple(features.shape)}")
+    z = features.detach().flatten(1)[:max_rows].float()
+    n, dim = z.shape
+    centred = z - z.mean(dim=0)
+    eigenvalues = torch.linalg.eigvalsh(centred @ centred.mT if n <= dim else centred.mT @ centred).clamp(min=0)
+    singular = eigenvalues.sqrt()
+    tiny = torch.finfo(z.dtype).tiny
+    p = singular / singular.sum().clamp(min=tiny)
+    distance = (_squared_distances(z) / dim).sqrt()
+    report = {
+        "effective_rank": torch.special.entr(p).sum().exp(),
+        "participation_ratio": eigenvalues.sum().square() / eigenvalues.square().sum().clamp(min=tiny),
+        "distance_mean": distance.sum() / _n_pairs(n),
+        "distance_min": _without_diagonal(distance, math.inf).min(),
+        "feature_norm": z.norm(dim=1).mean(),
+    }
+    if settings is not None:
+        floor = settings.floor(n)
+        loss = settings([z])
+        report["gap_to_floor"] = loss - floor if math.isfinite(floor) else torch.full_like(loss, math.nan)
+    return report
+
+
+def _choose(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{key}: expected one of {', '.join(known)}; found {value!r}")
