@@ -1,0 +1,327 @@
+"""Checkpoints: complete, safe to read, and never half written.
+
+A file holds tensors, numbers, strings, lists and dicts only, so ``torch.load(weights_only=True)`` reads it and nothing in it can run.
+Layout (version 1)::
+
+    format "d2ppo" | format_version | kind "pretrain" or "finetune" | epoch or itr
+    model, ema            state dicts in the published layout (DPPO)
+    optimizer, scheduler, rng, extra    everything exact resumption needs
+    normalizer            {obs_min, obs_max, action_min, action_max} or None
+    config                the resolved configuration, plain
+    versions              of Python, the packages and the source
+
+Published files (``{"epoch", "model", "ema"}`` and ``{"itr", "model"}``) are read too; they carry no configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import io
+import logging
+import os
+import platform
+import random
+import subprocess
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from torch import nn
+
+from agent.agent import build
+from agent.errors import CheckpointError
+from agent.files import atomic_write
+from env.normalizer import Normalizer
+from model.common.modules import strict_load
+from model.types import StateDictError
+
+log = logging.getLogger(__name__)
+
+FORMAT = "d2ppo"
+FORMAT_VERSION = 1
+KINDS = ("pretrain", "finetune")
+_PLAIN = (str, int, float, bool, type(None))
+_PACKAGES = ("torch", "numpy", "mujoco", "robosuite", "gymnasium")
+
+
+def save(path: str | os.PathLike[str], payload: dict[str, Any]) -> None:
+    """Write ``payload`` to ``path`` in one step: a reader sees the old file or the new one.
+
+    ``format``, ``format_version`` and ``versions`` are filled in where absent; numpy arrays are stored as tensors.
+
+    Raises:
+        TypeError: something in the payload is neither tensor, array, str, int, float, bool, None, list, tuple nor dict; names where.
+        CheckpointError: weights that are not finite, or a disk that is full or not writable; the old file is intact.
+    """
+    payload = _storable({"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), **payload}, "")
+    for part in ("model", "ema"):
+        for key, value in (payload.get(part) or {}).items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise CheckpointError(
+                    f"{path}: not written, because {part}[{key!r}] holds NaN or infinity. The last good checkpoint is intact"
+                )
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    try:
+        with atomic_write(path) as file:
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: not written ({error.strerror or error}). An older file of that name is intact; free space or choose another "
+            "logdir (environment variable DPPO_LOG_DIR)"
+        ) from error
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, ours or a published one, onto the CPU. Nothing in the file is executed.
+
+    Raises:
+        CheckpointError: absent (says what the folder holds), damaged, not a checkpoint, or of a newer version than this code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint. {_folder_content(path)}")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path}: damaged (cut short?) or not a checkpoint: expected a torch zip file. Use an older checkpoint or copy it again"
+        )
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - damaged files make torch.load raise almost anything
+        raise CheckpointError(
+            f"{path}: damaged, or holds Python objects that are refused because they could run code "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+        ) from error
+    if not isinstance(payload, dict) or not _is_state_dict(payload.get("model")):
+        found = sorted(map(str, payload)) if isinstance(payload, dict) else type(payload).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project: expected a dict with 'model' (weights by name), found {found}"
+        )
+    if not is_published(payload) and (payload["format"] != FORMAT or payload.get("kind") not in KINDS):
+        raise CheckpointError(
+            f"{path}: format {payload['format']!r}, kind {payload.get('kind')!r}; expected {FORMAT!r} and one of {KINDS}"
+        )
+    if not is_published(payload):
+        _check_sums(path)
+    if payload.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {payload['format_version']}, but this code knows versions up to {FORMAT_VERSION}. Update the code"
+        )
+    return payload
+
+
+def latest(logdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The furthest checkpoint of the run in ``logdir`` (``latest.pt`` or the last numbered one); None where there is none yet.
+
+    A damaged file is passed over with a warning as long as another one is good.
+
+    Raises:
+        CheckpointError: there are files, and none can be read.
+    """
+    folder = Path(logdir) / "checkpoint"
+    numbered = sorted(folder.glob("state_*.pt"), key=lambda path: (len(path.name), path.name))
+    files = [path for path in (folder / "latest.pt", *reversed(numbered)) if path.is_file()]
+    best: dict[str, Any] | None = None
+    damaged: CheckpointError | None = None
+    for path in files:
+        try:
+            payload = load(path)
+        except CheckpointError as error:
+            damaged = error
+            log.warning("%s", error)
+            continue
+        if best is not None:
+            return max(best, payload, key=progress)
+        best = payload
+    if best is None and damaged is not None:
+        raise damaged
+    return best
+
+
+def progress(payload: Mapping[str, Any]) -> int:
+    """How far the run was: its epoch (pre-training) or iteration (fine-tuning)."""
+    return int(payload["epoch"] if "epoch" in payload else payload["itr"])
+
+
+def is_published(payload: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint comes from the ancestors' code: weights only, no configuration, no normaliser."""
+    return "format" not in payload
+
+
+def weights(payload: Mapping[str, Any], prefer_ema: bool = True) -> dict[str, torch.Tensor]:
+    """The state dict to use: the averaged weights where there are any (and they are wanted), else the trained ones."""
+    return payload["ema"] if prefer_ema and payload.get("ema") else payload["model"]
+
+
+def load_policy(
+    path: str | os.PathLike[str], config: Mapping[str, Any] | None = None, device: str = "cpu"
+) -> nn.Module:
+    """Rebuild the policy of a checkpoint: averaged weights of a pre-training run, base and tuned weights of a fine-tuning run.
+
+    Args:
+        path: our checkpoint, or a published one together with its ``config``.
+        config: configuration with a ``model`` section; None takes the checkpoint's own, from which only the project's own ``model``
+            classes are built (a file from elsewhere must not choose what runs).
+        device: where the policy goes.
+
+    Returns:
+        The policy in evaluation mode, with two more attributes: ``normalizer`` (``env.normalizer.Normalizer`` or None) and ``config``.
+
+    Raises:
+        CheckpointError: as ``load``; no configuration; or weights that do not fit it, with the first key that differs.
+    """
+    payload = load(path)
+    if config is None:
+        config = payload.get("config")
+        if not config:
+            raise CheckpointError(
+                f"{path}: a published checkpoint carries no configuration; give the one it was trained with (config=...)"
+            )
+        _check_trusted(config.get("model"), f"{path}: config.model")
+    if "model" not in config:
+        raise CheckpointError(f"{path}: expected a configuration with a section 'model', found {sorted(config)}")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the initial weights are thrown away: loading must not shift anybody's random numbers
+        policy = build(config["model"])
+    state = weights(payload)
+    try:
+        strict_load(policy, state, str(path))
+    except StateDictError as error:
+        hint = ""
+        if any(key.startswith("actor_ft.") for key in state) and not hasattr(policy, "actor_ft"):
+            hint = ". This is a fine-tuned checkpoint: model._target_ must be its PPO class (PPODiffusion), which loads base and tuned weights"
+        raise CheckpointError(f"{error}{hint}") from error
+    policy.normalizer = normalizer(payload)
+    policy.config = config
+    return policy.to(device).eval()
+
+
+def normalizer(payload: Mapping[str, Any]) -> Normalizer | None:
+    """The normalisation statistics that the policy was trained with; None where the checkpoint has none."""
+    stored = payload.get("normalizer")
+    return Normalizer.from_dict(stored) if stored else None
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every global random number generator (Python, numpy, torch, each GPU), fit for a payload."""
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": {"version": version, "state": list(internal), "gauss": gauss},
+        "numpy": {
+            "kind": kind,
+            "state": torch.from_numpy(keys.astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Go on where ``rng_state`` was taken. GPUs are restored as far as this machine has them."""
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["state"]), python["gauss"]))
+    keys = numpy["state"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available():
+        for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator.cpu(), index)
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """What the checkpoint was made with: Python, packages that matter, and the source's commit where git knows it."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    try:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        source = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+        found["source"] = source.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found["source"] = "unknown"
+    return found
+
+
+def _storable(value: Any, where: str) -> Any:
+    """``value`` with arrays as tensors. Exact types: a numpy float is a float to Python, but not to a reader that refuses arbitrary objects."""
+    if type(value) in _PLAIN or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.array(value))  # a copy: contiguous, writable, and of its own
+    if type(value) in (list, tuple):
+        return type(value)(_storable(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if type(value) in (dict, OrderedDict):
+        for key in value:
+            if type(key) not in (str, int):
+                raise TypeError(
+                    f"{where or 'payload'}: a key is {key!r} ({type(key).__name__}); a checkpoint's keys are str or int"
+                )
+        return {key: _storable(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+    raise TypeError(
+        f"{where or 'payload'}: a {type(value).__module__}.{type(value).__qualname__} cannot go into a checkpoint; expected tensor, array, str, "
+        "int, float, bool, None, list, tuple or dict"
+    )
+
+
+def _check_trusted(node: Any, where: str) -> None:
+    """A configuration that came inside a file may name only classes defined under ``model``, and may not look anything up."""
+    if isinstance(node, str) and "${" in node:
+        raise CheckpointError(
+            f"{where}: holds the interpolation {node!r}; a stored configuration is resolved. Give config=... if you trust it"
+        )
+    if isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            _check_trusted(item, f"{where}[{index}]")
+    if not isinstance(node, Mapping):
+        return
+    for key, item in node.items():
+        _check_trusted(item, f"{where}.{key}")
+    target = node.get("_target_")
+    if target is None:
+        return
+    try:
+        found = hydra.utils.get_object(target) if str(target).startswith("model.") else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{where}._target_: {target!r} does not exist in this version of the code") from error
+    if not isinstance(found, type) or not found.__module__.startswith("model."):
+        raise CheckpointError(
+            f"{where}._target_: {target!r} is no class of this project's models. Give config=... if you trust it"
+        )
+
+
+def _check_sums(path: Path) -> None:
+    """Torch reads weights without looking at the archive's checksums: a flipped bit would become a wrong weight."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise CheckpointError(
+            f"{path}: damaged ({broken} does not match its checksum). Use an older checkpoint or copy it again"
+        )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, torch.Tensor) for item in value.values())
+
+
+def _folder_content(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"There is no folder {path.parent} either"
+    names = sorted(entry.name for entry in path.parent.glob("*.pt"))
+    return f"The folder holds {', '.join(names)}" if names else f"The folder {path.parent} holds no .pt file"
