@@ -1,0 +1,224 @@
+"""``EngineVectorEnv``: the engine's simulations behind the ``VectorEnv`` protocol (``env/protocol.py`` has the rules)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from env.engine.family import Family
+from env.engine.library import SOLVED, TERMINATED, UNSTABLE
+from env.engine.pool import Simulations
+from env.engine.seeds import SeedSupply
+from env.errors import EnvError
+from env.protocol import NpObs, StepResult
+
+
+@dataclass(slots=True)
+class Recording:
+    """The motion of one episode, for a video: coordinates at its start (or where recording began) and after each control step."""
+
+    slot: int
+    seed: int
+    start: np.ndarray  # the episode's draw, for ``render_model``
+    qpos: np.ndarray  # (T, nq)
+
+
+class EngineVectorEnv:
+    """N simulations of one family, N action chunks at a time; implements ``VectorEnv``.
+
+    Args:
+        family: the task.
+        n_envs: slots.
+        act_steps: control steps per chunk (Te).
+        max_episode_steps: control steps after which an episode is truncated; need not be a multiple of ``act_steps``.
+        obs_keys: which of the family's observations make up ``state``, in this order; None: all, in the family's order.
+        obs_steps: observations stacked in ``state`` (To), one per control step, padded with the earliest.
+        n_threads: None for all usable cores.
+
+    ``invalid_episodes`` counts the episodes that were cut because the simulation went unstable.
+
+    Raises:
+        EnvError: a number below 1, or an unknown observation key.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        n_envs: int,
+        act_steps: int,
+        max_episode_steps: int,
+        obs_keys: Sequence[str] | None = None,
+        obs_steps: int = 1,
+        n_threads: int | None = None,
+    ) -> None:
+        counts = {"n_envs": n_envs, "act_steps": act_steps, "max_episode_steps": max_episode_steps, "cond_steps": obs_steps}
+        for key, value in counts.items():
+            if value < 1:
+                raise EnvError(f"{key} must be at least 1, found {value}")
+        self.family, self.n_envs, self.act_steps, self.max_episode_steps = family, n_envs, act_steps, max_episode_steps
+        self.action_dim, self.invalid_episodes = family.action_dim, 0
+        self._columns = _columns(family, obs_keys)
+        self.obs_shapes = {"state": (obs_steps, len(self._columns))}
+        self.simulations = Simulations(family, n_envs, obs_steps, n_threads)
+        self._seeds, self._elapsed = np.full(n_envs, -1, np.int64), np.zeros(n_envs, np.int64)
+        self._starts = np.zeros((n_envs, len(family.draw(np.random.default_rng(0)))))
+        self._supply: SeedSupply | None = None
+        self._traced: dict[int, list[np.ndarray]] = {}
+        self._recordings: list[Recording] = []
+
+    # ---------------------------------------------------------------------------------------------- protocol
+
+    def reset(self, seed: int | Sequence[int]) -> NpObs:
+        """See ``VectorEnv.reset``. Raises ``EnvError`` for a seed outside [0, 2**63)."""
+        self._supply = SeedSupply(seed, self.n_envs)
+        self._begin_next(np.arange(self.n_envs))
+        return self._obs()
+
+    def step(self, chunk: np.ndarray) -> StepResult:
+        """See ``VectorEnv.step``. Raises ``EnvError`` before the first ``reset``, and for a chunk of the wrong shape or with NaN."""
+        active = self._seeds >= 0
+        actions = self._checked(chunk, active)
+        slots, before = np.flatnonzero(active), self.simulations.history.copy()
+        traced = np.array([i for i in self._traced if active[i]], np.int64)
+        limits = np.minimum(self.max_episode_steps - self._elapsed, actions.shape[1])
+        done = self.simulations.run(slots, actions, limits, traced)
+        invalid = (done.bits & UNSTABLE) != 0
+        self.simulations.history[invalid] = before[invalid]  # the last observation known to be sound
+        self.invalid_episodes += int(invalid.sum())
+        self._elapsed += done.steps
+        for row, i in enumerate(traced):
+            self._traced[i].extend(done.trace[row, : max(0, done.steps[i] - int(invalid[i]))])
+        terminated = ((done.bits & TERMINATED) != 0) & ~invalid
+        truncated = (active & ~terminated & (self._elapsed >= self.max_episode_steps)) | invalid
+        info = {"active": active, "steps": done.steps, "invalid": invalid, "seed": self._seeds.copy()}
+        final_obs = self._obs()
+        ended = np.flatnonzero(terminated | truncated)
+        self._begin_next(ended)
+        obs = self._obs()
+        stay = ~(terminated | truncated)
+        final_obs["state"][stay] = obs["state"][stay]
+        reward = np.where(invalid, 0.0, done.reward).astype(np.float32)
+        success = ((done.bits & SOLVED) != 0) & ~invalid
+        return StepResult(obs, reward, terminated, truncated, final_obs, success, info)
+
+    def seeds(self) -> np.ndarray:
+        """See ``VectorEnv.seeds``."""
+        return self._seeds.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``VectorEnv.state_dict``: exact, to the bit, also in the middle of an episode. Recordings are not part of it."""
+        if self._supply is None:
+            raise EnvError("there is no state to save yet: call reset first")
+        return {
+            "family": self.family.name,
+            "seeds": self._seeds.copy(),
+            "elapsed": self._elapsed.copy(),
+            "starts": self._starts.copy(),
+            "physics": np.stack([self.simulations.physics(i) for i in range(self.n_envs)]),
+            "memory": self.simulations.memory.copy(),
+            "history": self.simulations.history.copy(),
+            "supply": self._supply.state_dict(),
+            "invalid_episodes": self.invalid_episodes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> NpObs:
+        """See ``VectorEnv.load_state_dict``. Raises ``EnvError`` when the state belongs to another task, size or simulator."""
+        if state["family"] != self.family.name:
+            raise EnvError(f"the saved state belongs to task {state['family']!r}, this environment runs {self.family.name!r}")
+        targets = {
+            "seeds": self._seeds, "elapsed": self._elapsed, "starts": self._starts,
+            "memory": self.simulations.memory, "history": self.simulations.history,
+        }  # fmt: skip
+        physics = np.asarray(state["physics"], np.float64)
+        expected = {name: target.shape for name, target in targets.items()} | {"physics": (self.n_envs, len(self.simulations.physics(0)))}
+        for name, shape in expected.items():
+            if np.shape(state[name]) != shape:
+                raise EnvError(f"saved environment state {name!r}: expected shape {shape}, found {np.shape(state[name])}; n_envs, task or mujoco differ")
+        for name, target in targets.items():
+            target[...] = np.asarray(state[name])
+        active = np.flatnonzero(self._seeds >= 0)
+        self.simulations.restore(active, self._starts[active], physics[active])
+        self._supply = SeedSupply.from_state_dict(state["supply"])
+        self.invalid_episodes = int(state["invalid_episodes"])
+        self._traced, self._recordings = {}, []
+        return self._obs()
+
+    def close(self) -> None:
+        """See ``VectorEnv.close``."""
+        self.simulations.close()
+
+    # ------------------------------------------------------------------------------------------------ videos
+
+    def render_state(self, i: int) -> np.ndarray:
+        """Coordinates of slot ``i``: (nq,)."""
+        return self.simulations.data[i].qpos.copy()
+
+    def render_model(self, start: np.ndarray | None = None) -> mujoco.MjModel:
+        """The task with everything visible; ``start`` (of a ``Recording``) sets what differs between episodes."""
+        model = self.family.render_model()
+        if start is not None and self.family.own_models:
+            self.family.patch(model, mujoco.MjData(model), start)
+        return model
+
+    def record(self, indices: Sequence[int]) -> None:
+        """Keep the motion of these slots from now on (and only of these); forgets what was recorded before."""
+        wrong = [i for i in indices if not 0 <= i < self.n_envs]
+        if wrong:
+            raise EnvError(f"cannot record slot {wrong[0]}: there are {self.n_envs} slots")
+        self._traced = {int(i): [self.render_state(i)] for i in indices}
+        self._recordings = []
+
+    def recorded(self) -> list[Recording]:
+        """The episodes recorded so far, ended ones first; episodes still running come last."""
+        running = [self._recording(i) for i in self._traced if self._seeds[i] >= 0]
+        return self._recordings + running
+
+    # ----------------------------------------------------------------------------------------------- helpers
+
+    def _recording(self, i: int) -> Recording:
+        return Recording(i, int(self._seeds[i]), self._starts[i].copy(), np.stack(self._traced[i]))
+
+    def _begin_next(self, slots: np.ndarray) -> None:
+        """Start the next episode in each of ``slots``, or leave them idle."""
+        begun = []
+        for i in slots:
+            if i in self._traced and self._seeds[i] >= 0 and len(self._traced[i]) > 1:
+                self._recordings.append(self._recording(i))
+            self._seeds[i] = self._supply.next(int(i))
+            self._elapsed[i] = 0
+            if self._seeds[i] < 0:
+                self.simulations.history[i] = 0.0
+            else:
+                self._starts[i] = self.family.draw(np.random.default_rng(int(self._seeds[i])))
+                begun.append(i)
+        self.simulations.begin(begun, self._starts[begun])
+        for i in begun:
+            if i in self._traced:
+                self._traced[i] = [self.render_state(i)]
+
+    def _obs(self) -> NpObs:
+        return {"state": self.simulations.history[:, :, self._columns].astype(np.float32)}
+
+    def _checked(self, chunk: np.ndarray, active: np.ndarray) -> np.ndarray:
+        if self._supply is None:
+            raise EnvError("call reset before step")
+        actions = np.ascontiguousarray(chunk, np.float64)
+        if actions.ndim != 3 or actions.shape[0] != self.n_envs or actions.shape[2] != self.action_dim or not actions.shape[1]:
+            raise EnvError(f"an action chunk must have shape ({self.n_envs}, act_steps, {self.action_dim}), found {actions.shape}")
+        if not np.isfinite(actions[active]).all():
+            slot = next(int(i) for i in np.flatnonzero(active) if not np.isfinite(actions[i]).all())
+            raise EnvError(f"the action chunk of slot {slot} has NaN or infinite entries")
+        return actions
+
+
+def _columns(family: Family, keys: Sequence[str] | None) -> np.ndarray:
+    """Columns of the full observation that make up ``state``."""
+    keys = list(family.layout) if keys is None else list(keys)
+    unknown = [key for key in keys if key not in family.layout]
+    if unknown or not keys:
+        raise EnvError(f"task {family.name!r} has no observation {unknown or '(none asked for)'}; it has {', '.join(family.layout)}")
+    return np.concatenate([np.arange(family.layout[key].start, family.layout[key].stop) for key in keys])

@@ -1,0 +1,132 @@
+"""N simulations of one family on a pool of threads."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from env.engine.driver import observe_one, run_chunks
+from env.engine.family import Family, observation_dim
+from env.engine.library import N_HANDLES, check_versions, handles_of
+from env.errors import EnvError
+
+_logger = logging.getLogger(__name__)
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class ChunkOutcome:
+    """What one chunk did, per simulation; rows that were not run are zero."""
+
+    reward: np.ndarray  # (N,) float64, summed over control steps
+    bits: np.ndarray  # (N,) int64: SOLVED | TERMINATED | UNSTABLE
+    steps: np.ndarray  # (N,) int64, control steps executed
+    trace: np.ndarray  # (R, T, nq) float64: coordinates after each control step of the slots asked for
+
+
+class Simulations:
+    """``n`` simulations of ``family``, stepped in parallel by ``n_threads`` threads (all usable cores by default).
+
+    ``history (n, n_obs_steps, D)`` float64 holds the last full observations, ``memory (n, M)`` the controllers' state,
+    ``models[i]`` and ``data[i]`` MuJoCo's. Results do not depend on the number of threads.
+    """
+
+    def __init__(self, family: Family, n: int, n_obs_steps: int = 1, n_threads: int | None = None) -> None:
+        check_versions()
+        if n_threads is not None and n_threads < 1:
+            raise EnvError(f"n_threads must be at least 1 (or null for all cores), found {n_threads}")
+        self.family, self.n = family, n
+        self.n_threads = min(n_threads or usable_cores(), n)
+        self._executor = ThreadPoolExecutor(self.n_threads - 1, "simulation") if self.n_threads > 1 else None
+        mujoco.set_mju_user_warning(_log_warning)  # else MuJoCo writes MUJOCO_LOG.TXT into the working directory
+        self.models = [copy.copy(family.model) if family.own_models else family.model for _ in range(n)]
+        self.data = [mujoco.MjData(model) for model in self.models]
+        self.memory = np.zeros((n, max(1, family.memory_size)))
+        self.history = np.zeros((n, n_obs_steps, observation_dim(family)))
+        self._handles = np.zeros((n, N_HANDLES), np.int64)
+        for i in range(n):
+            self._handles[i] = handles_of(self.models[i], self.data[i])
+        self._ids = np.ascontiguousarray(family.ids, np.int64)
+        self._facts = np.ascontiguousarray(family.facts, np.float64)
+        self._kernels = np.array([family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv], np.int64)
+
+    def begin(self, slots: Iterable[int], starts: np.ndarray) -> None:
+        """Start an episode in each of ``slots``: ``starts[k]`` is the k-th one's draw."""
+
+        def one(i: int, start: np.ndarray) -> None:
+            self._reset(i, start)
+            self.family.begin(self.models[i], self.data[i], start, self.memory[i])
+            self.observe(i)
+
+        self._each(one, list(slots), starts)
+
+    def observe(self, i: int) -> None:
+        """Fill simulation ``i``'s history with its present observation."""
+        arrays = self._handles[i], self.memory[i], self._ids, self._facts, self.history[i, -1]
+        observe_one(self.family.observe_kernel, *(a.ctypes.data for a in arrays))
+        self.history[i, :-1] = self.history[i, -1]
+
+    def run(self, slots: np.ndarray, actions: np.ndarray, limits: np.ndarray, traced: np.ndarray | None = None) -> ChunkOutcome:
+        """Run ``actions (n, T, Da)`` in ``slots``: at most ``limits[i]`` control steps. ``traced``: slots whose coordinates to keep."""
+        n, n_steps = actions.shape[:2]
+        trace_row = np.full(n, -1, np.int64)
+        traced = np.zeros(0, np.int64) if traced is None else traced
+        trace_row[traced] = np.arange(len(traced))
+        out = ChunkOutcome(np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((len(traced), n_steps, self._kernels[2])))
+        queue = np.zeros(1, np.int64)
+        arguments = (
+            queue, np.ascontiguousarray(slots, np.int64), self._kernels, self._handles, self.memory, self._ids, self._facts, actions,
+            np.ascontiguousarray(limits, np.int64), out.reward, out.bits, out.steps, self.history, out.trace, trace_row,
+        )  # fmt: skip
+        others = [self._executor.submit(run_chunks, *arguments) for _ in range(min(self.n_threads, len(slots)) - 1)] if self._executor else []
+        run_chunks(*arguments)
+        for other in others:
+            other.result()
+        return out
+
+    def physics(self, i: int) -> np.ndarray:
+        """MuJoCo's integration state of simulation ``i``: everything the next step depends on."""
+        state = np.zeros(mujoco.mj_stateSize(self.models[i], _STATE))
+        mujoco.mj_getState(self.models[i], self.data[i], state, _STATE)
+        return state
+
+    def restore(self, slots: Iterable[int], starts: np.ndarray, physics: np.ndarray) -> None:
+        """Put ``slots`` into states ``physics[k]`` of episodes that began with ``starts[k]``. The caller restores memory and history."""
+
+        def one(i: int, start: np.ndarray, state: np.ndarray) -> None:
+            self._reset(i, start)
+            mujoco.mj_setState(self.models[i], self.data[i], state, _STATE)
+
+        self._each(one, list(slots), starts, physics)
+
+    def close(self) -> None:
+        """End the threads; idempotent."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _reset(self, i: int, start: np.ndarray) -> None:
+        model, data = self.models[i], self.data[i]
+        mujoco.mj_resetData(model, data)
+        if self.family.own_models:
+            self.family.patch(model, data, start)
+            mujoco.mj_resetData(model, data)
+
+    def _each(self, function: Callable[..., None], *columns: Iterable[object]) -> None:
+        list((self._executor.map if self._executor else map)(function, *columns))
+
+
+def _log_warning(message: str) -> None:
+    _logger.debug("MuJoCo: %s", message)

@@ -1,0 +1,85 @@
+"""``make_vector_env(cfg.env)``: from a config to a running ``VectorEnv``. Adding a task is one entry in ``TASKS``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from env.errors import EnvError
+from env.protocol import VectorEnv
+
+if TYPE_CHECKING:
+    from env.normalizer import Normalizer
+
+Factory = Callable[[Mapping[str, Any]], VectorEnv]
+
+
+def _lift(cfg: Mapping[str, Any]) -> VectorEnv:
+    from env.robomimic.lift import Lift
+
+    return _engine_env(Lift(), cfg, wrapper="robomimic_lowdim")
+
+
+TASKS: dict[str, Factory] = {
+    "lift": _lift,
+}
+
+
+def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None) -> VectorEnv:
+    """Build the environment a config's ``env`` section describes.
+
+    Args:
+        cfg: ``name`` (a key of ``TASKS``), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or ``wrappers.multi_step.n_action_steps``);
+            optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``; 1), ``n_threads`` (null: all cores),
+            ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all).
+        normalizer: wrap the environment so that it speaks normalised observations and actions.
+
+    Raises:
+        EnvError: an unknown task, or a missing or impossible value; the message names the key.
+        MissingSimulatorError: the task's simulator is not installed, or in a version that does not work.
+    """
+    name = _required(cfg, "name")
+    if name not in TASKS:
+        near = difflib.get_close_matches(str(name), TASKS, n=1)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise EnvError(f"env.name: unknown task {name!r}{hint}. Known tasks: {', '.join(sorted(TASKS))}")
+    venv = TASKS[name](cfg)
+    if normalizer is None:
+        return venv
+    from env.normalizer import NormalizedVectorEnv
+
+    return NormalizedVectorEnv(venv, normalizer)
+
+
+def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:
+    """An engine environment from the usual keys; ``wrapper`` names the entry of ``wrappers`` that may hold ``low_dim_keys``."""
+    from env.engine.batch import EngineVectorEnv
+
+    wrappers = cfg.get("wrappers") or {}
+    multi_step = wrappers.get("multi_step") or {}
+    keys = (wrappers.get(wrapper) or {}).get("low_dim_keys")
+    return EngineVectorEnv(
+        family,
+        n_envs=_count(cfg, "n_envs"),
+        act_steps=_count(cfg, "act_steps", multi_step.get("n_action_steps")),
+        max_episode_steps=_count(cfg, "max_episode_steps"),
+        obs_keys=None if keys is None else list(keys),
+        obs_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or 1),
+        n_threads=None if cfg.get("n_threads") is None else _count(cfg, "n_threads"),
+    )
+
+
+def _required(cfg: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    value = cfg.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise EnvError(f"env.{key} is missing from the config; it has {', '.join(map(str, cfg)) or 'nothing'}")
+    return value
+
+
+def _count(cfg: Mapping[str, Any], key: str, default: Any = None) -> int:
+    value = _required(cfg, key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise EnvError(f"env.{key} must be a whole number of at least 1, found {value!r}")
+    return value
