@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import io
-import logging
 import os
 import platform
 import random
@@ -40,8 +39,6 @@ from agent.files import atomic_write
 from env.normalizer import Normalizer
 from model.common.modules import strict_load
 from model.types import StateDictError
-
-log = logging.getLogger(__name__)
 
 FORMAT = "d2ppo"
 FORMAT_VERSION = 1
@@ -114,39 +111,6 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: format version {payload['format_version']}, but this code knows versions up to {FORMAT_VERSION}. Update the code"
         )
     return payload
-
-
-def latest(logdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The furthest checkpoint of the run in ``logdir`` (``latest.pt`` or the last numbered one); None where there is none yet.
-
-    A damaged file is passed over with a warning as long as another one is good.
-
-    Raises:
-        CheckpointError: there are files, and none can be read.
-    """
-    folder = Path(logdir) / "checkpoint"
-    numbered = sorted(folder.glob("state_*.pt"), key=lambda path: (len(path.name), path.name))
-    files = [path for path in (folder / "latest.pt", *reversed(numbered)) if path.is_file()]
-    best: dict[str, Any] | None = None
-    damaged: CheckpointError | None = None
-    for path in files:
-        try:
-            payload = load(path)
-        except CheckpointError as error:
-            damaged = error
-            log.warning("%s", error)
-            continue
-        if best is not None:
-            return max(best, payload, key=progress)
-        best = payload
-    if best is None and damaged is not None:
-        raise damaged
-    return best
-
-
-def progress(payload: Mapping[str, Any]) -> int:
-    """How far the run was: its epoch (pre-training) or iteration (fine-tuning)."""
-    return int(payload["epoch"] if "epoch" in payload else payload["itr"])
 
 
 def is_published(payload: Mapping[str, Any]) -> bool:

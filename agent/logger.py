@@ -83,21 +83,20 @@ class RunLogger:
     """Claims the run directory and records the run.
 
     Args:
-        cfg: the configuration, of which ``logdir``, ``resume`` and ``wandb`` are read (``wandb`` null: the package is never imported). It is
-            stored as ``config.yaml`` unless the run already has one.
-
-    Attributes:
-        logdir: the run directory (of a resumed run: where that run lives).
-        resumed: whether the run goes on; then call ``truncate_after`` with the step resumed from.
+        logdir: the run directory, made if absent (``locate_run`` finds it).
+        cfg: the configuration; stored as ``config.yaml`` unless the run already has one. With ``cfg.wandb`` null WandB is never imported.
+        resume: go on in a directory that holds a run; call ``truncate_after`` with the step resumed from.
 
     Raises:
-        RunDirError: as ``locate_run`` and ``claim_run_dir``.
+        RunDirError: as ``claim_run_dir``.
         UsageError: WandB is wanted but not installed.
     """
 
-    def __init__(self, cfg: Mapping[str, Any] | DictConfig) -> None:
-        self.logdir, self.resumed = locate_run(cfg)
-        self._lock = claim_run_dir(self.logdir, self.resumed)
+    def __init__(
+        self, logdir: str | os.PathLike[str], cfg: Mapping[str, Any] | DictConfig, resume: bool = False
+    ) -> None:
+        self.logdir = Path(logdir)
+        self._lock = claim_run_dir(self.logdir, resume)
         self._file: int | None = None
         self._wandb: Any = None
         try:
@@ -107,7 +106,7 @@ class RunLogger:
             self._repair()
             self._open()
             if read(cfg, "wandb", None) is not None:
-                self._wandb = _start_wandb(self.logdir, cfg, self.resumed)
+                self._wandb = _start_wandb(self.logdir, cfg, resume)
         except BaseException:
             self.close()
             raise

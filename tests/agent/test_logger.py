@@ -21,8 +21,12 @@ def _cfg(logdir, **more):
     return {"logdir": str(logdir), "seed": 3, "wandb": None, **more}
 
 
+def _logger(cfg):
+    return RunLogger(cfg["logdir"], cfg, bool(cfg.get("resume")))
+
+
 def test_rows_are_json_and_not_a_number_is_null(tmp_path):
-    logger = RunLogger(_cfg(tmp_path))
+    logger = _logger(_cfg(tmp_path))
     logger.log(
         "epoch",
         1,
@@ -37,21 +41,20 @@ def test_rows_are_json_and_not_a_number_is_null(tmp_path):
 
 
 def test_a_metric_must_be_a_number(tmp_path):
-    logger = RunLogger(_cfg(tmp_path))
+    logger = _logger(_cfg(tmp_path))
     with pytest.raises(TypeError, match="'name'"):
         logger.log("epoch", 1, {"name": "text"})
     logger.close()
 
 
 def test_truncate_and_go_on(tmp_path):
-    logger = RunLogger(_cfg(tmp_path))
+    logger = _logger(_cfg(tmp_path))
     for epoch in range(1, 6):
         logger.log("epoch", epoch, {"loss": epoch / 7})
     logger.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 6, "lo')  # cut short by a full disk
-    logger = RunLogger(_cfg(tmp_path, resume=True))
-    assert logger.resumed
+    logger = _logger(_cfg(tmp_path, resume=True))
     assert logger.truncate_after("epoch", 3) == 2
     logger.log("epoch", 4, {"loss": 4 / 7})
     assert [row["epoch"] for row in logger.rows()] == [1, 2, 3, 4]
@@ -60,7 +63,7 @@ def test_truncate_and_go_on(tmp_path):
 
 
 def test_result_is_json_and_closes(tmp_path):
-    logger = RunLogger(_cfg(tmp_path))
+    logger = _logger(_cfg(tmp_path))
     logger.finish({"success": math.nan, "seeds": np.arange(3), "nested": {"path": tmp_path, "interval": (0.25, 0.5)}})
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == {"success": None, "seeds": [0, 1, 2], "nested": {"path": str(tmp_path), "interval": [0.25, 0.5]}}
@@ -72,34 +75,34 @@ def test_a_taken_directory_is_refused_unless_resumed(tmp_path, content):
     (tmp_path / content).parent.mkdir(exist_ok=True)
     (tmp_path / content).write_text("")
     with pytest.raises(RunDirError, match=r"logdir: .* already holds a run.*resume=true"):
-        RunLogger(_cfg(tmp_path))
-    RunLogger(_cfg(tmp_path, resume=True)).close()
+        _logger(_cfg(tmp_path))
+    _logger(_cfg(tmp_path, resume=True)).close()
 
 
 def test_a_running_run_is_refused_even_to_resume(tmp_path):
-    logger = RunLogger(_cfg(tmp_path))
+    logger = _logger(_cfg(tmp_path))
     with pytest.raises(RunDirError, match="another process is running"):
-        RunLogger(_cfg(tmp_path, resume=True))
+        _logger(_cfg(tmp_path, resume=True))
     logger.close()
-    RunLogger(_cfg(tmp_path, resume=True)).close()
+    _logger(_cfg(tmp_path, resume=True)).close()
 
 
 def test_leftovers_of_a_killed_process_are_cleared(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     leftover = tmp_path / "checkpoint" / ".latest.pt.4711.part"
     leftover.write_text("half")
-    RunLogger(_cfg(tmp_path)).close()
+    _logger(_cfg(tmp_path)).close()
     assert not leftover.exists()
 
 
 def test_an_unusable_directory_names_the_key_and_the_variable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match=r"logdir: .*DPPO_LOG_DIR"):
-        RunLogger(_cfg(tmp_path / "file" / "run"))
+        _logger(_cfg(tmp_path / "file" / "run"))
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
-    logger = RunLogger(_cfg(tmp_path))
+    logger = _logger(_cfg(tmp_path))
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -130,7 +133,7 @@ def test_where_a_run_lives(tmp_path):
 def test_without_wandb_the_package_is_never_imported(tmp_path):
     code = (
         "import sys; from agent.logger import RunLogger; import agent.checkpoint\n"
-        f"logger = RunLogger({{'logdir': {str(tmp_path)!r}, 'wandb': None}}); logger.log('epoch', 1, {{}}); logger.finish({{}})\n"
+        f"logger = RunLogger({str(tmp_path)!r}, {{'wandb': None}}); logger.log('epoch', 1, {{}}); logger.finish({{}})\n"
         "assert 'wandb' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -173,37 +176,37 @@ _WANDB = {"entity": None, "project": "p", "run": "r"}
 
 def test_wandb_is_offline_without_an_account_and_keeps_its_id(tmp_path, monkeypatch, caplog):
     wandb = _fake_wandb(monkeypatch, account=False)
-    logger = RunLogger(_cfg(tmp_path, wandb=_WANDB))
+    logger = _logger(_cfg(tmp_path, wandb=_WANDB))
     logger.log("epoch", 1, {"loss": 2.0, "bad": math.nan})
     logger.finish({"final": 2.0})
     assert "no account" in caplog.text
     assert wandb.run.rows == [{"epoch": 1, "loss": 2.0}] and wandb.run.summary == {"final": 2.0} and wandb.run.finished
-    RunLogger(_cfg(tmp_path, wandb=_WANDB, resume=True)).close()
+    _logger(_cfg(tmp_path, wandb=_WANDB, resume=True)).close()
     assert [call["mode"] for call in wandb.calls] == ["offline", "offline"]
     assert wandb.calls[0]["id"] == wandb.calls[1]["id"] == (tmp_path / "wandb_id.txt").read_text().strip()
 
 
 def test_wandb_goes_online_with_an_account_and_offline_without_a_network(tmp_path, monkeypatch, caplog):
     wandb = _fake_wandb(monkeypatch, account=True)
-    RunLogger(_cfg(tmp_path / "a", wandb=_WANDB)).close()
+    _logger(_cfg(tmp_path / "a", wandb=_WANDB)).close()
     assert [call["mode"] for call in wandb.calls] == ["online"]
     wandb = _fake_wandb(monkeypatch, account=True, network=False)
-    RunLogger(_cfg(tmp_path / "b", wandb=_WANDB)).close()
+    _logger(_cfg(tmp_path / "b", wandb=_WANDB)).close()
     assert [call["mode"] for call in wandb.calls] == ["online", "offline"] and "no route" in caplog.text
 
 
 def test_wandb_mode_is_the_users(tmp_path, monkeypatch):
     wandb = _fake_wandb(monkeypatch, account=True)
-    RunLogger(_cfg(tmp_path / "a", wandb={**_WANDB, "mode": "offline"})).close()
+    _logger(_cfg(tmp_path / "a", wandb={**_WANDB, "mode": "offline"})).close()
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    RunLogger(_cfg(tmp_path / "b", wandb=_WANDB)).close()
+    _logger(_cfg(tmp_path / "b", wandb=_WANDB)).close()
     assert [call["mode"] for call in wandb.calls] == ["offline", "disabled"]
     with pytest.raises(UsageError, match=r"wandb\.mode.*'sometimes'"):
-        RunLogger(_cfg(tmp_path / "c", wandb={**_WANDB, "mode": "sometimes"}))
+        _logger(_cfg(tmp_path / "c", wandb={**_WANDB, "mode": "sometimes"}))
 
 
 def test_wandb_that_is_not_installed_is_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match="wandb=null"):
-        RunLogger(_cfg(tmp_path, wandb=_WANDB))
-    RunLogger(_cfg(tmp_path, resume=True)).close()  # and the directory is free again
+        _logger(_cfg(tmp_path, wandb=_WANDB))
+    _logger(_cfg(tmp_path, resume=True)).close()  # and the directory is free again
