@@ -131,6 +131,8 @@ STAGES: dict[str, Section] = {
             "critic_lr": Number,
             "critic_weight_decay": Number,
             "critic_lr_scheduler": _SCHEDULE,
+            "eta_lr": Number,
+            "eta_weight_decay": Number,
             "reward_scale_running": bool,
             "reward_scale_const": Number,
             "batch_size": int,

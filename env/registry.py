@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from env.errors import EnvError
 from env.protocol import VectorEnv
 
@@ -23,6 +25,17 @@ def _lift(cfg: Mapping[str, Any]) -> VectorEnv:
 
 TASKS: dict[str, Factory] = {
     "lift": _lift,
+}
+
+
+def _lift_expert(n: int, rng: np.random.Generator, noise: float) -> Any:
+    from env.robomimic.lift_expert import LiftExpert
+
+    return LiftExpert(n, rng, noise=noise)
+
+
+EXPERTS: dict[str, tuple[str, Callable[..., Any]]] = {  # task -> its suite and ``make(n, rng, noise)``
+    "lift": ("robomimic", _lift_expert),
 }
 
 

@@ -58,10 +58,10 @@ def _explain_unknown_overrides(argv: list[str]) -> None:
     if not args.config_name or not keys:
         return
     GlobalHydra.instance().clear()
-    searchpath = [f"hydra.searchpath=[{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+    folder = str(Path(args.config_dir).resolve()) if args.config_dir else str(ROOT / "cfg")
     try:
-        with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
-            known = all_keys(compose(args.config_name, overrides=searchpath))
+        with initialize_config_dir(folder, version_base="1.3"):
+            known = all_keys(compose(args.config_name, overrides=[f"hydra.searchpath=[file://{ROOT / 'cfg'}]"]))
     except Exception:  # noqa: BLE001  the configuration itself is broken: Hydra has already said how
         return
     for key in keys:

@@ -32,14 +32,13 @@ def generalized_advantage(
     Returns:
         advantages, returns: (S, N), ``returns = advantages + values``.
     """
-    not_terminated = (~terminated).to(values.dtype)
-    goes_on = (~(terminated | truncated)).to(values.dtype)
-    next_values = torch.cat([values[1:], final_values[-1:]])
-    next_values = torch.where(truncated, final_values, next_values)
-    deltas = rewards + gamma * next_values * not_terminated - values
+    zero = torch.zeros((), dtype=values.dtype, device=values.device)
+    ended = terminated | truncated
+    next_values = torch.where(truncated, final_values, torch.cat([values[1:], final_values[-1:]]))
+    deltas = rewards + gamma * torch.where(terminated, zero, next_values) - values
     advantages = torch.empty_like(deltas)
     trace = torch.zeros_like(deltas[0])
     for t in range(len(deltas) - 1, -1, -1):
-        trace = deltas[t] + gamma * lam * goes_on[t] * trace
+        trace = deltas[t] + gamma * lam * torch.where(ended[t], zero, trace)  # selected, not multiplied: 0 * NaN of a broken episode is NaN
         advantages[t] = trace
     return advantages, advantages + values

@@ -46,6 +46,15 @@ def clipped_objective(log_ratio: Tensor, advantages: Tensor, clip: Tensor) -> tu
     return loss, approx_kl, clip_fraction
 
 
+def value_objective(values: Tensor, returns: Tensor, old_values: Tensor, clip: float | None) -> Tensor:
+    """Half the mean squared error of (B,) values; with ``clip``, pessimistic about moves of more than ``clip`` from the old ones."""
+    loss = (values - returns).square()
+    if clip is not None:
+        kept = old_values + (values - old_values).clamp(-clip, clip)
+        loss = torch.maximum(loss, (kept - returns).square())
+    return 0.5 * loss.mean()
+
+
 class PPO:
     """Clipped policy optimisation and a value regression, on two optimisers.
 
@@ -60,6 +69,8 @@ class PPO:
         self.policy, self.train, self.generator = policy, train, generator
         self.actor_optimizer = torch.optim.AdamW(policy.actor_parameters(), train["actor_lr"], weight_decay=train["actor_weight_decay"])
         self.critic_optimizer = torch.optim.AdamW(policy.critic_parameters(), train["critic_lr"], weight_decay=train["critic_weight_decay"])
+        eta = list(policy.eta_parameters())
+        self.eta_optimizer = torch.optim.AdamW(eta, train["eta_lr"], weight_decay=train["eta_weight_decay"]) if eta else None
         self.actor_schedule = CosineAnnealingWarmupRestarts(
             self.actor_optimizer, max_lr=train["actor_lr"], **train["actor_lr_scheduler"]
         )
@@ -87,7 +98,7 @@ class PPO:
         advantages = self._normalise(advantages.flatten(), rows)
         returns = returns.flatten()
         learn_actor = iteration >= self.train["n_critic_warmup_itr"]
-        metrics |= self._epochs(rollout, obs, rows, advantages, returns, learn_actor)
+        metrics |= self._epochs(rollout, obs, rows, advantages, returns, values.flatten(), learn_actor)
         metrics |= {
             "explained_variance": float(explained_variance(values.flatten()[rows], returns[rows])),
             "values/mean": float(values.flatten()[rows].mean()),
@@ -141,7 +152,7 @@ class PPO:
         return advantages
 
     def _epochs(
-        self, rollout: Rollout, obs: Obs, rows: Tensor, advantages: Tensor, returns: Tensor, learn_actor: bool
+        self, rollout: Rollout, obs: Obs, rows: Tensor, advantages: Tensor, returns: Tensor, values: Tensor, learn_actor: bool
     ) -> dict[str, float]:
         """``update_epochs`` passes over all pairs (actor) and all chunks (critic), in equally many minibatches."""
         train, n_steps = self.train, rollout.log_probs.shape[2]
@@ -159,14 +170,14 @@ class PPO:
                     new = self.policy.log_prob(_take(obs, row), chains[row, step], chains[row, step + 1], step)
                     weighted = advantages[row] * self.policy.denoising_discount(step)
                     loss, kl, clipped = clipped_objective(new - old[row, step], weighted, self.policy.clip_range(step))
-                    self._step(loss, self.actor_optimizer, train["max_grad_norm"])
+                    self._step_actor(loss)
                     policy_losses.append(loss.detach())
                     kls.append(kl)
                     clip_fractions.append(clipped)
                     stopped = train["target_kl"] is not None and bool(kl > train["target_kl"])
                 if len(chunk):
                     row = rows[chunk]
-                    value_loss = 0.5 * (self.policy.value(_take(obs, row)) - returns[row]).square().mean()
+                    value_loss = value_objective(self.policy.value(_take(obs, row)), returns[row], values[row], self.policy.clip_vloss_coef)
                     self._step(train["vf_coef"] * value_loss, self.critic_optimizer, None)
                     value_losses.append(value_loss.detach())
         means = {
@@ -179,6 +190,14 @@ class PPO:
         if not math.isfinite(metrics["loss/value"]) or (policy_losses and not math.isfinite(metrics["loss/policy"])):
             raise UsageError(f"a loss is not finite ({metrics}); nothing was saved after this. Lower train.actor_lr or train.critic_lr")
         return metrics | {"updates": float(len(policy_losses)), "kl_stopped": float(stopped and learn_actor)}
+
+    def _step_actor(self, loss: Tensor) -> None:
+        if self.eta_optimizer is None:
+            self._step(loss, self.actor_optimizer, self.train["max_grad_norm"])
+            return
+        self.eta_optimizer.zero_grad(set_to_none=True)
+        self._step(loss, self.actor_optimizer, self.train["max_grad_norm"])
+        self.eta_optimizer.step()
 
     @staticmethod
     def _step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
@@ -193,6 +212,7 @@ class PPO:
         return {
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
+            "eta_optimizer": self.eta_optimizer.state_dict() if self.eta_optimizer else None,
             "actor_schedule": self.actor_schedule.state_dict(),
             "critic_schedule": self.critic_schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
@@ -202,6 +222,8 @@ class PPO:
         """Go on from ``state_dict``."""
         for name in ("actor_optimizer", "critic_optimizer", "actor_schedule", "critic_schedule"):
             getattr(self, name).load_state_dict(state[name])
+        if self.eta_optimizer:
+            self.eta_optimizer.load_state_dict(state["eta_optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.checked_ratio = True

@@ -1,0 +1,147 @@
+"""Every leaf composes, resolves, validates and is short; the published commands work; a typo names the nearest key."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from agent.config import register_resolvers, unknown_key, validate
+from agent.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = sorted(p.relative_to(ROOT / "cfg") for p in (ROOT / "cfg").glob("*/*/*/*.yaml") if p.relative_to(ROOT / "cfg").parts[0] != "base")
+register_resolvers()
+
+
+def composed(leaf: Path | str, *overrides: str):
+    with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+        return compose(str(leaf).removesuffix(".yaml"), overrides=list(overrides))
+
+
+LIFT = {
+    "pre": "robomimic/pretrain/lift/pre_diffusion_mlp_dispersive",
+    "ft": "robomimic/finetune/lift/ft_ppo_diffusion_mlp",
+    "eval": "robomimic/eval/lift/eval_diffusion_mlp",
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=str)
+def test_leaf(leaf):
+    text = (ROOT / "cfg" / leaf).read_text()
+    assert text.startswith("# @package _global_\n")
+    assert sum(bool(line.strip()) and not line.strip().startswith("#") for line in text.splitlines()) <= 15
+    cfg = composed(leaf)
+    validate(cfg)
+    assert "render" not in cfg.get("env", {})  # +env.render=True must stay possible
+    assert cfg.stage == leaf.parts[1]
+
+
+def test_no_group_can_shadow_a_value_and_no_leaf_stands_at_the_top():
+    folders = {p.name for p in (ROOT / "cfg").rglob("*") if p.is_dir() and "base" not in p.relative_to(ROOT / "cfg").parts[:-1]}
+    assert not folders & {"wandb", "env", "train", "model"}
+    assert not list((ROOT / "cfg").glob("*.yaml"))
+
+
+def test_published_values_of_lift():
+    cfg = composed(LIFT["ft"])
+    expected = {
+        "env.n_envs": 50, "env.max_episode_steps": 300, "train.n_steps": 300, "train.n_train_itr": 300, "train.gamma": 0.999,
+        "train.actor_lr": 1e-5, "train.critic_lr": 1e-3, "train.update_epochs": 10, "train.batch_size": 7500, "train.target_kl": 1,
+        "model.clip_ploss_coef": 0.01, "model.clip_ploss_coef_base": 0.001, "model.clip_ploss_coef_rate": 3, "model.randn_clip_value": 3,
+        "model.gamma_denoising": 0.99, "model.min_sampling_denoising_std": 0.1, "model.actor.mlp_dims": [512] * 3, "model.actor.time_dim": 16,
+        "model.critic.mlp_dims": [256] * 3, "denoising_steps": 20, "ft_denoising_steps": 10, "name": "lift_ft_diffusion_mlp_ta4_td20_tdf10",
+        "wandb.project": "robomimic-lift-finetune",
+    }  # fmt: skip
+    assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
+    cfg = composed(LIFT["pre"])
+    assert cfg.name == "lift_pre_diffusion_mlp_dispersive_ta4_td20_dw0.5_dlearly"
+    assert cfg.model.use_dispersive_loss
+    assert cfg.model.dispersive_loss_type == "infonce_l2"
+    assert cfg.train.n_epochs == 8000
+    assert cfg.train.lr_scheduler.first_cycle_steps == 10000
+
+
+def test_overrides_that_users_type_take_effect():
+    cfg = composed(
+        LIFT["ft"], "wandb=null", "env.n_envs=4", "train.n_steps=40", "+env.render=True", "env.save_video=True", "train.render.freq=5", "train.render.num=1",
+        "base_policy_path=x.pt", "model.use_ddim=True", "model.ddim_steps=3", "ft_denoising_steps=3", "seed=7", "device=cpu", "env.max_episode_steps=100",
+    )  # fmt: skip
+    validate(cfg)
+    assert cfg.wandb is None
+    assert cfg.env.wrappers.multi_step.max_episode_steps == 100
+    assert cfg.model.ft_denoising_steps == 3
+    assert "tdf3" in cfg.name
+    validate(composed(LIFT["ft"], "++env.render=True"))
+    cfg = composed(LIFT["pre"], "dispersive_loss_weight=0.3", "model.dispersive_loss_layer=late", "+train_dataset.use_img=false")
+    validate(cfg)
+    assert cfg.model.dispersive_loss_weight == 0.3
+    assert cfg.name.endswith("_dw0.3_dllate")
+
+
+@pytest.mark.parametrize(
+    ("typo", "nearest"),
+    [
+        ("+train.n_epoch=5", "train.n_epochs"),
+        ("+train.lr_scheduler.warmup_step=5", "train.lr_scheduler.warmup_steps"),
+        ("+model.network.mlp_dim=[3]", "model.network.mlp_dims"),
+        ("+model.dispersive_los_weight=1", "model.dispersive_loss_weight"),
+        ("+wandb.projekt=x", "wandb.project"),
+        ("+sead=1", "seed"),
+    ],
+)
+def test_a_typo_in_yaml_names_the_nearest_key(typo, nearest):
+    with pytest.raises(UsageError, match=re.escape(f"did you mean '{nearest}'")):
+        validate(composed(LIFT["pre"], typo))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.n_epochs=many", "train.n_epochs: expected int, found 'many'"),
+        ("train.n_epochs=0", "train.n_epochs: expected at least 1"),
+        ("train.n_epochs=1.5", "train.n_epochs: expected int"),
+        ("model._target_=model.nowhere.Net", "cannot import"),
+        ("seed=${nowhere}", "nowhere"),
+    ],
+)
+def test_a_value_of_the_wrong_kind(override, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        validate(composed(LIFT["pre"], override))
+
+
+def test_n_envs_zero():
+    with pytest.raises(UsageError, match=r"env\.n_envs: expected at least 1, found 0"):
+        validate(composed(LIFT["ft"], "env.n_envs=0"))
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "script/run.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_command_line_typo_names_the_nearest_key():
+    done = run("--config-name=pre_diffusion_mlp", "--config-dir=cfg/robomimic/pretrain/lift", "train.n_epoch=5", "wandb=null")
+    assert done.returncode != 0
+    assert "did you mean 'train.n_epochs'" in done.stderr
+
+
+def test_commands_of_the_published_readmes():
+    """Those of tasks that exist here, as they stand in ``seeds/`` (script/train.py and script/run.py)."""
+    for script in ("script/run.py", "script/train.py"):
+        command = [sys.executable, script, "--config-name=ft_ppo_diffusion_mlp", "--config-dir=cfg/robomimic/finetune/lift", "--cfg", "job", "--resolve"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "clip_ploss_coef: 0.01" in done.stdout
+
+
+def test_help_lists_the_configurations():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--config-dir=cfg/robomimic/pretrain/lift --config-name=pre_diffusion_mlp_dispersive" in done.stdout
+
+
+def test_nearest_key():
+    assert unknown_key("train.n_epoch", ["train.n_epochs", "seed"]).endswith("did you mean 'train.n_epochs'?")
