@@ -59,7 +59,7 @@ def run(chosen: Sequence[registry.Benchmark], context_of: dict[str, registry.Con
     figures: list[Figure] = []
     skipped: dict[str, str] = {}
     for item in chosen:
-        with tqdm(desc=item.name, unit="turn", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(desc=item.name, unit="turn", leave=False, dynamic_ncols=True, disable=None) as bar:
             context = context_of[item.name]
 
             def tick(name: str, bar: tqdm = bar) -> None:
@@ -70,11 +70,12 @@ def run(chosen: Sequence[registry.Benchmark], context_of: dict[str, registry.Con
             try:
                 for figure in item.function(context):
                     figures.append(figure)
-                    tqdm.write(f"{figure.name}: {report.number(figure.value)} {figure.unit}, ratio {report.number(figure.ratio)}")
+                    line = f"{item.name}: {figure.name}: {report.number(figure.value)} {figure.unit}, ratio {report.number(figure.ratio)}"
+                    tqdm.write(line, file=sys.stderr)
             except (registry.UnavailableError, ImportError) as error:
                 skipped[item.name] = str(error)
             except Exception as error:  # noqa: BLE001 - shown in full, and told in the table and in the exit status
-                tqdm.write(traceback.format_exc())
+                tqdm.write(traceback.format_exc(), file=sys.stderr)
                 skipped[item.name] = f"FAILED: {type(error).__name__}: {error}"
     return figures, skipped
 
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         p.error(f"--scale: expected a number above 0 and up to 1, found {args.scale}")
     before = report.machine()
     if before["load_average"] and before["load_average"][0] > 0.3 * before["cores"]:
-        tqdm.write(f"warning: other jobs are running (load average {before['load_average'][0]:.1f}): trust ratios, not absolute figures")
+        tqdm.write(f"warning: other jobs are running (load average {before['load_average'][0]:.1f}): trust ratios, not absolute figures",
+                   file=sys.stderr)  # fmt: skip
     contexts = {
         item.name: registry.Context(
             repeats=args.repeats or item.repeats, scale=args.scale, cores=before["cores"], seed=args.seed,

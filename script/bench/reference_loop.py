@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from script.bench.reference_networks import Denoiser, ReferencePolicy, ResidualNet
+from script.bench.robosuite_env import Limits, make_vector
 
 PHASES = ("simulate", "sample", "values + old log-probs", "update")
 
@@ -75,11 +76,9 @@ class Simulators(Protocol):
 class AsyncSimulators:
     """``RobosuiteBlock`` workers seen as N environments."""
 
-    def __init__(self, n_envs: int, workers: int, seed: int, act_steps: int) -> None:
-        from script.bench.robosuite_env import Limits, make_vector
-
+    def __init__(self, n_envs: int, workers: int, seed: int, limits: Limits) -> None:
         self.n_envs, self.workers = n_envs, workers
-        self.venv = make_vector(n_envs, workers, seed, Limits(act_steps=act_steps))
+        self.venv = make_vector(n_envs, workers, seed, limits)
 
     def reset(self) -> np.ndarray:
         """Reset everything -> (N, Do)."""
@@ -146,7 +145,23 @@ class ReferenceLoop:
         self.critic_optimizer = torch.optim.AdamW(self.policy.critic.parameters(), lr=s.critic_lr, weight_decay=0)
         self.simulators, self.scaler = simulators, RewardScaler(s.n_envs)
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.threads = self.sampling_threads = torch.get_num_threads()
         self.minibatches = 0
+
+    def choose_sampling_threads(self, cores: int) -> int:
+        """Sample with one thread or with all, whichever is faster here: a batch of 50 rows can lose more than it gains by threads."""
+        obs, seconds = torch.zeros(self.settings.n_envs, self.settings.obs_dim), {}
+        for threads in (1, cores):
+            torch.set_num_threads(threads)
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                self.policy.sample(obs)
+                times.append(time.perf_counter() - start)
+            seconds[threads] = min(times)
+        torch.set_num_threads(self.threads)
+        self.sampling_threads = min(seconds, key=lambda threads: seconds[threads])
+        return self.sampling_threads
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -178,6 +193,7 @@ class ReferenceLoop:
         with self.phase(PHASES[0]):
             obs = self.simulators.reset()
         b.firsts[0] = 1
+        torch.set_num_threads(self.sampling_threads)
         for step in range(s.n_steps):
             with self.phase(PHASES[1]):
                 actions, chains = self.policy.sample(torch.from_numpy(obs).float())
@@ -185,6 +201,7 @@ class ReferenceLoop:
             with self.phase(PHASES[0]):
                 obs, b.rewards[step], b.terminated[step], truncated = self.simulators.step(actions.numpy())
             b.firsts[step + 1] = truncated | b.terminated[step].astype(bool)
+        torch.set_num_threads(self.threads)
         b.last_obs = obs
         return b
 

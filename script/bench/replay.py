@@ -28,13 +28,6 @@ class Track:
     controls: list[np.ndarray] = field(default_factory=list)
     time: float = 0.0
 
-    @property
-    def start_qpos(self) -> np.ndarray:
-        """Configuration at the start, (nq,)."""
-        data = mujoco.MjData(self.model)
-        mujoco.mj_setState(self.model, data, self.start, STATE)
-        return data.qpos.copy()
-
 
 def record(run: Callable[[], Any]) -> list[Track]:
     """Run something that steps MuJoCo and return a track per simulation, in the order in which they first stepped.
@@ -74,13 +67,13 @@ def record(run: Callable[[], Any]) -> list[Track]:
 
 
 class Replay:
-    """Steps recorded tracks again, on ``threads`` threads, and does nothing else."""
+    """Steps recorded tracks again, on ``threads`` threads, and does nothing else; ``work`` is what a run of them is worth."""
 
-    def __init__(self, tracks: list[Track], threads: int) -> None:
+    def __init__(self, tracks: list[Track], threads: int, work: float) -> None:
         from env.engine.driver import replay_controls
         from env.engine.library import handles_of
 
-        self._step, self.tracks = replay_controls, tracks
+        self._step, self.tracks, self.work = replay_controls, tracks, work
         self.data = [mujoco.MjData(track.model) for track in tracks]
         self._work = [(handles_of(t.model, d), np.ascontiguousarray(t.controls)) for t, d in zip(tracks, self.data, strict=True)]
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -91,13 +84,14 @@ class Replay:
             mujoco.mj_resetData(track.model, data)
             mujoco.mj_setState(track.model, data, track.start, STATE)
 
-    def run(self) -> None:
-        """Step every track to its end."""
+    def run(self) -> float:
+        """Step every track to its end -> ``work``."""
         if self._pool is None:
             for handles, controls in self._work:
                 self._step(handles, controls)
         else:
             list(self._pool.map(lambda work: self._step(*work), self._work))
+        return self.work
 
     def deviation(self) -> float:
         """Largest difference between where the replay and the recorded simulations ended, over all of qpos."""

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from agent.files import atomic_write
 from script.bench.measure import Figure
 
 FORMAT, FORMAT_VERSION = "d2ppo-benchmark", 1
@@ -122,11 +123,9 @@ def document(figures: Sequence[Figure], skipped: dict[str, str], arguments: dict
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write through a temporary file in the same folder, so that an interrupted run never leaves half a record. NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_without_nan(content), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write all or nothing: an interrupted run never leaves half a record. NaN becomes null."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(_without_nan(content), indent=1) + "\n").encode())
 
 
 def _without_nan(value: Any) -> Any:

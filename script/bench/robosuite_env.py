@@ -9,6 +9,7 @@ that is kinder to the yardstick than 50 processes that fight for the cores and t
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,7 @@ OBS_DIM, ACTION_DIM, CONTROL_HZ = 19, 7, 20
 
 def make_lift(seed: int) -> Any:
     """robosuite's Lift with a Panda under OSC_POSE in the world frame, state observations, sparse reward."""
-    import logging
-
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # optional parts that are absent, on every import
     import robosuite
     from robosuite.controllers import load_composite_controller_config
 
@@ -34,6 +33,7 @@ def make_lift(seed: int) -> Any:
         horizon=10**9, ignore_done=True, reward_shaping=False, controller_configs=controller, seed=seed,
     )  # fmt: skip
     env.hard_reset = False
+    logging.disable(logging.NOTSET)
     return env
 
 
@@ -58,14 +58,14 @@ class Limits:
 
 
 class RobosuiteBlock(gymnasium.Env):
-    """``k`` robosuite Lifts behind one Gymnasium interface; the simulators are built in the worker, at the first reset.
+    """``k`` robosuite Lifts, numbers ``first`` and up, behind one Gymnasium interface; the simulators are built in the worker, at the first reset.
 
     ``step(chunk (k, Te, 7))`` gives ``{"state": (k, 19) float32, "reward": (k,) summed over the chunk, "truncated": (k,)}``; Gymnasium's
     own reward and flags stay empty, since they hold one number per process.
     """
 
-    def __init__(self, k: int, seed: int, limits: Limits) -> None:
-        self.k, self.seed, self.limits = k, seed, limits
+    def __init__(self, k: int, first: int, seed: int, limits: Limits) -> None:
+        self.k, self.first, self.seed, self.limits = k, first, seed, limits
         self.envs: list[Any] = []
         self.steps = np.zeros(k, np.int64)
         self.observation_space = gymnasium.spaces.Dict({
@@ -80,13 +80,13 @@ class RobosuiteBlock(gymnasium.Env):
         self._answer = {"state": np.zeros((k, OBS_DIM), np.float32), "reward": np.zeros(k, np.float32), "truncated": np.zeros(k, np.int8)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Reset all ``k`` simulators; ``options["qpos"]``, (k, nq), starts them from given configurations."""
+        """Reset all ``k`` simulators; ``options["qpos"]``, (N, nq) of all workers, starts them from given configurations."""
         if not self.envs:
-            self.envs = [make_lift(self.seed + i) for i in range(self.k)]
+            self.envs = [make_lift(self.seed + self.first + i) for i in range(self.k)]
         for i, env in enumerate(self.envs):
             observation = env.reset()
             if options and "qpos" in options:
-                env.sim.data.qpos[:] = options["qpos"][i]
+                env.sim.data.qpos[:] = options["qpos"][self.first + i]
                 env.sim.forward()
                 observation = env._get_observations(force_update=True)
             self._answer["state"][i] = self._normalise(observation)
@@ -135,5 +135,5 @@ def make_vector(n_envs: int, workers: int, seed: int, limits: Limits) -> gymnasi
     if n_envs % workers:
         raise ValueError(f"{n_envs} environments do not divide over {workers} workers: choose a divisor")
     k = n_envs // workers
-    makers = [functools.partial(RobosuiteBlock, k, seed + k * w, limits) for w in range(workers)]
+    makers = [functools.partial(RobosuiteBlock, k, k * w, seed, limits) for w in range(workers)]
     return gymnasium.vector.AsyncVectorEnv(makers, shared_memory=True, context="spawn")

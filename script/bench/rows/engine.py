@@ -25,14 +25,14 @@ def engine_against_raw(context: Context) -> Iterator[Figure]:
     engines = {n: EngineRun(episode, n) for n in counts}
     engines[1].reset()
     tracks = record(engines[1].run)
-    raws = {n: Replay(tracks, n) for n in counts}
+    raws = {n: Replay(tracks, n, float(episode.control_steps)) for n in counts}
     raws[1].reset()
     raws[1].run()
     same = f"replayed controls end within {raws[1].deviation():.0e} of the engine's own qpos"
     contestants: dict[str, Contestant] = {}
     for n in counts:
         contestants[f"engine {n}"] = Contestant(engines[n].run, engines[n].reset)
-        contestants[f"raw {n}"] = Contestant(_raw_run(raws[n], episode.control_steps), raws[n].reset)
+        contestants[f"raw {n}"] = Contestant(raws[n].run, raws[n].reset)
     try:
         samples = context.interleave(contestants)
     finally:
@@ -45,24 +45,15 @@ def engine_against_raw(context: Context) -> Iterator[Figure]:
         yield compare(f"Lift, {threads}", "control steps/CPU s", ours.cpu_rates, "raw mj_step", raw.cpu_rates, bar=RAW_BAR)
 
 
-def _raw_run(raw: object, control_steps: int):  # noqa: ANN202
-    def run() -> float:
-        raw.run()  # type: ignore[attr-defined]
-        return float(control_steps)
-
-    return run
-
-
 @benchmark("robosuite", "Lift control steps/s of our engine on all cores against robosuite in AsyncVectorEnv, one worker per core", repeats=5)
 def engine_against_robosuite(context: Context) -> Iterator[Figure]:
     """Both go through the same scripted grasps from the same configurations; robosuite executes whole chunks inside its workers."""
     from script.bench.lift import EngineRun, record_episode
-    from script.bench.replay import record
 
     episode = record_episode(max(N_SIMULATIONS, context.cores), round(CONTROL_STEPS * max(context.scale, 0.1)), context.seed)
     engine = EngineRun(episode, context.cores)
     engine.reset()
-    starts = np.array([track.start_qpos for track in record(_first_chunk(engine))])
+    starts = np.array([engine.venv.render_state(i) for i in range(context.cores)])
     robosuite = RobosuiteRun(episode.chunks(), starts, context.cores, context.seed)
     try:
         samples = context.interleave({
@@ -79,22 +70,18 @@ def engine_against_robosuite(context: Context) -> Iterator[Figure]:
     yield compare(name, "control steps/CPU s", ours.cpu_rates, yardstick, theirs.cpu_rates)
 
 
-def _first_chunk(engine: object):  # noqa: ANN202
-    return lambda: engine.venv.step(engine.chunks[0])  # type: ignore[attr-defined]
-
-
 class RobosuiteRun:
     """robosuite in ``AsyncVectorEnv``: one worker per core, each with one Lift, going through the first ``workers`` grasps."""
 
     def __init__(self, chunks: np.ndarray, starts: np.ndarray, workers: int, seed: int) -> None:
         from script.bench.robosuite_env import Limits, make_vector
 
-        self.chunks, self.starts, self.workers = chunks[:, :workers, None], starts[:workers], workers
+        self.chunks, self.starts = chunks[:, :workers, None], starts
         self.venv = make_vector(workers, workers, seed, Limits(act_steps=chunks.shape[2]))
 
     def reset(self) -> None:
         """Start every worker from its recorded configuration."""
-        self.venv.reset(options={"all_qpos": self.starts})
+        self.venv.reset(options={"qpos": self.starts})
 
     def run(self) -> float:
         """All chunks -> control steps done."""
