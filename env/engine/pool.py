@@ -87,8 +87,8 @@ class Simulations:
         out = ChunkOutcome(np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((len(traced), n_steps, self._kernels[2])))
         queue = np.zeros(1, np.int64)
         arguments = (
-            queue, np.ascontiguousarray(slots, np.int64), self._kernels, self._handles, self.memory, self._ids, self._facts, actions,
-            np.ascontiguousarray(limits, np.int64), out.reward, out.bits, out.steps, self.history, out.trace, trace_row,
+            queue, np.require(slots, np.int64, "CW"), self._kernels, self._handles, self.memory, self._ids, self._facts,
+            np.require(actions, np.float64, "CW"), np.require(limits, np.int64, "CW"), out.reward, out.bits, out.steps, self.history, out.trace, trace_row,
         )  # fmt: skip
         others = [self._executor.submit(run_chunks, *arguments) for _ in range(min(self.n_threads, len(slots)) - 1)] if self._executor else []
         run_chunks(*arguments)
