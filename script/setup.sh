@@ -1,0 +1,117 @@
+# Everything a fresh machine needs, once; sourced by quickstart.sh, test.sh and check.sh:
+#
+#   source script/setup.sh [extra ...]      leaves the interpreter's path in $D2PPO_PYTHON
+#
+# Creates .venv in the repository's root (D2PPO_VENV: another place) with Python 3.10, 3.11 or 3.12 (D2PPO_PYTHON_BIN: a certain one),
+# installs what pyproject.toml asks for at the versions of constraints.txt with plain pip, and remembers that in a stamp file.
+# Done already, it takes a few milliseconds and touches no network. bash script/setup.sh works too.
+
+d2ppo_say() { printf '[setup] %s\n' "$*" >&2; }
+
+# Is this a Python we support, that really runs (a pyenv shim may exist and not), with venv and pip inside?
+d2ppo_usable_python() {
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
+d2ppo_find_python() {
+  local candidate
+  for candidate in ${D2PPO_PYTHON_BIN:+"$D2PPO_PYTHON_BIN"} python3.11 python3.12 python3.10 python3 python \
+    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[012]*/bin/python /usr/bin/python3.1[012] /usr/local/bin/python3.1[012]; do
+    if d2ppo_usable_python "$candidate"; then
+      command -v "$candidate"
+      return 0
+    fi
+    if [ "$candidate" = "${D2PPO_PYTHON_BIN:-}" ]; then break; fi # asked for by name: nothing else will do
+  done
+  d2ppo_say "no suitable Python found: version 3.10, 3.11 or 3.12 with venv and pip is needed${D2PPO_PYTHON_BIN:+ ($D2PPO_PYTHON_BIN is not one)}."
+  d2ppo_say "Debian or Ubuntu: apt-get install python3 python3-venv. Elsewhere: pyenv, conda or your package manager;"
+  d2ppo_say "then name it: D2PPO_PYTHON_BIN=/path/to/python3.11 bash script/quickstart.sh"
+  return 1
+}
+
+# Rendering is wanted for videos only, so nothing here may fail the set-up.
+d2ppo_renderer() {
+  [ "$(uname -s)" = Linux ] || return 0
+  "$1" - <<'PY' && return 0
+import ctypes, sys
+for group in (("libEGL.so.1", "libGLESv2.so.2"), ("libOSMesa.so.8",), ("libOSMesa.so.6",)):
+    try:
+        [ctypes.CDLL(name) for name in group]
+    except OSError:
+        continue
+    sys.exit(0)
+sys.exit(1)
+PY
+  local packages="libegl1 libgles2 libgl1-mesa-dri libosmesa6"
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    d2ppo_say "no OpenGL library for videos: trying apt-get install $packages"
+    # shellcheck disable=SC2086  # a list of words
+    if { timeout 120 apt-get install -qq -y --no-install-recommends $packages ||
+      { timeout 120 apt-get update -qq && timeout 180 apt-get install -qq -y --no-install-recommends $packages; }; } \
+      </dev/null >/dev/null 2>&1; then
+      return 0
+    fi
+  fi
+  d2ppo_say "videos will be skipped: no OpenGL library. On Debian or Ubuntu: sudo apt-get install $packages"
+}
+
+# d2ppo_install <python> <log> [extra ...]: the requirements, then this project itself, editable.
+d2ppo_install() {
+  local python=$1 log=$2 root=$3 list extras
+  shift 3
+  extras=$(IFS=,; printf '%s' "$*")
+  if "$python" "$root/script/requirements.py" needs-light; then
+    d2ppo_say "installing (no compiler, headers or desktop libraries here: robosuite without what needs them)"
+    list=$("$python" "$root/script/requirements.py" light "$@") || return 1
+    printf '%s\n' "$list" >"$log.requirements"
+    "$python" -m pip install -qq --log "$log" -c "$root/constraints.txt" -r "$log.requirements" || return 1
+    "$python" -m pip install -qq --log "$log" -c "$root/constraints.txt" --no-deps robosuite || return 1
+    "$python" -m pip install -qq --log "$log" --no-deps -e "$root"
+  else
+    d2ppo_say "installing torch, mujoco, robosuite and the others, as constraints.txt pins them (a minute or two, once)"
+    "$python" -m pip install -qq --log "$log" -c "$root/constraints.txt" -e "$root${extras:+[$extras]}"
+  fi
+}
+
+# d2ppo_setup [extra ...]: sets D2PPO_PYTHON
+d2ppo_setup() {
+  local root venv python stamp key log started base unmet
+  started=$(date +%s)
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || return 1
+  venv=${D2PPO_VENV:-$root/.venv}
+  python=$venv/bin/python
+  stamp=$venv/.d2ppo-setup${1:+-$(IFS=-; printf '%s' "$*")}
+  key="$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum) $root"
+  if [ -x "$python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
+    D2PPO_PYTHON=$python
+    return 0
+  fi
+  if ! d2ppo_usable_python "$python"; then
+    base=$(d2ppo_find_python) || return 1
+    d2ppo_say "creating $venv with $("$base" --version 2>&1)"
+    "$base" -m venv --clear "$venv" || { d2ppo_say "could not create $venv (D2PPO_VENV names another place)"; return 1; }
+  fi
+  unmet=$("$python" "$root/script/requirements.py" missing "$@") || return 1
+  if [ -n "$unmet" ]; then
+    log=$venv/d2ppo-pip.log
+    if ! command -v nvidia-smi >/dev/null 2>&1 && [ "$(uname -s)" = Linux ] && ! "$python" -c 'import torch' 2>/dev/null; then
+      d2ppo_say "no NVIDIA GPU seen. If pip now fetches gigabytes of CUDA for torch, stop, and give pip PyTorch's CPU index (PIP_EXTRA_INDEX_URL)"
+    fi
+    if ! d2ppo_install "$python" "$log" "$root" "$@"; then
+      d2ppo_say "pip could not install the requirements; its full log: $log"
+      d2ppo_say "no network, or behind a mirror? pip's own settings (PIP_INDEX_URL, PIP_PROXY, ...) are honoured. Running this again goes on."
+      return 1
+    fi
+    if ! "$python" -c 'import torch, hydra, mujoco, numba, robosuite' >"$log.import" 2>&1; then
+      tail -n 5 "$log.import" >&2
+      d2ppo_say "installed, but the above does not import; start over with: rm -rf '$venv'"
+      return 1
+    fi
+  fi
+  d2ppo_renderer "$python"
+  printf '%s' "$key" >"$stamp"
+  D2PPO_PYTHON=$python
+  d2ppo_say "ready in $(($(date +%s) - started)) s: $python"
+}
+
+d2ppo_setup "$@"

@@ -1,0 +1,10 @@
+"""The name that DPPO's notes use for ``script/run.py``: same arguments, same behaviour."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Not an import: Hydra finds cfg/ from the file that runs as __main__.
+    runpy.run_path(str(Path(__file__).with_name("run.py")), run_name="__main__")
