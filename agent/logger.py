@@ -100,7 +100,7 @@ class RunLogger:
         self._file: int | None = None
         self._wandb: Any = None
         try:
-            if not (self.logdir / CONFIG).exists():
+            if not (resume and (self.logdir / CONFIG).exists()):
                 node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
                 self._write(CONFIG, OmegaConf.to_yaml(node, resolve=True))
             self._repair()
@@ -201,7 +201,9 @@ class RunLogger:
 
 
 def _holds_run(logdir: Path) -> bool:
-    if any((logdir / name).exists() for name in (METRICS, RESULT)):
+    """Anything worth keeping? A run that failed before its first row left an empty file of metrics."""
+    metrics = logdir / METRICS
+    if (metrics.exists() and metrics.stat().st_size > 0) or (logdir / RESULT).exists():
         return True
     return any((logdir / CHECKPOINTS).glob("*.pt"))
 

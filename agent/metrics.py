@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -96,22 +97,25 @@ class RunningMeanStd:
 
 
 class RunningMean:
-    """Weighted means of named 0-d tensors over minibatches; stays on the device, synchronises only in ``compute``."""
+    """Weighted means of named 0-d tensors over minibatches; they stay on their device, only ``compute`` synchronises."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._values: dict[str, list[Tensor]] = {}
+        self._weights: dict[str, list[float]] = {}
 
     def add(self, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
         """Count each value ``weight`` times (its number of samples). A name may be absent from some minibatches."""
         for name, value in values.items():
-            scaled = value.detach().double() * weight
-            self._sums[name] = self._sums[name] + scaled if name in self._sums else scaled
-            self._weights[name] = self._weights.get(name, 0.0) + weight
+            self._values.setdefault(name, []).append(value.detach())
+            self._weights.setdefault(name, []).append(weight)
 
     def compute(self) -> dict[str, float]:
         """The means as plain numbers, in the order the names first came; nothing added: an empty dict."""
-        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+        means = {}
+        for name, values in self._values.items():
+            weights = np.array(self._weights[name])
+            means[name] = float(np.dot(torch.stack(values).double().cpu().numpy(), weights) / weights.sum())
+        return means
 
 
 def _check_level(level: float) -> None:

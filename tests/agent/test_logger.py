@@ -73,10 +73,16 @@ def test_result_is_json_and_closes(tmp_path):
 @pytest.mark.parametrize("content", ["metrics.jsonl", "result.json", "checkpoint/state_5.pt"])
 def test_a_taken_directory_is_refused_unless_resumed(tmp_path, content):
     (tmp_path / content).parent.mkdir(exist_ok=True)
-    (tmp_path / content).write_text("")
+    (tmp_path / content).write_text("{}\n")
     with pytest.raises(RunDirError, match=r"logdir: .* already holds a run.*resume=true"):
         _logger(_cfg(tmp_path))
     _logger(_cfg(tmp_path, resume=True)).close()
+
+
+def test_a_run_that_failed_before_its_first_row_may_begin_again_with_another_configuration(tmp_path):
+    _logger(_cfg(tmp_path)).close()
+    _logger(_cfg(tmp_path, seed=5)).close()
+    assert "seed: 5" in (tmp_path / "config.yaml").read_text()
 
 
 def test_a_running_run_is_refused_even_to_resume(tmp_path):

@@ -1,0 +1,91 @@
+"""The numbers of a pre-training run, read once from the configuration and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from agent.agent import read
+from agent.errors import UsageError
+
+PER = ("epoch", "step")
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """See ``cfg/base/stage/pretrain.yaml`` for what each key means; ``from_config`` reads and checks them."""
+
+    seed: int
+    n_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    first_cycle_steps: int
+    warmup_steps: int
+    min_lr: float
+    schedule_per: str
+    ema_decay: float
+    ema_per: str
+    epoch_start_ema: int
+    update_ema_freq: int
+    train_split: float
+    val_freq: int
+    log_freq: int
+    diagnostics_freq: int
+    save_model_freq: int
+    latest_every_s: float
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any] | DictConfig) -> PretrainSettings:
+        """Read ``seed``, ``train.*`` and ``ema.*``.
+
+        Raises:
+            UsageError: naming the key that is absent, of the wrong type or out of range.
+        """
+        schedule = "train.lr_scheduler"
+        n_epochs = _integer(cfg, "train.n_epochs", 1)
+        return cls(
+            seed=_integer(cfg, "seed", 0, 42),
+            n_epochs=n_epochs,
+            batch_size=_integer(cfg, "train.batch_size", 1),
+            learning_rate=_number(cfg, "train.learning_rate"),
+            weight_decay=_number(cfg, "train.weight_decay", 0.0),
+            first_cycle_steps=_integer(cfg, f"{schedule}.first_cycle_steps", 1, n_epochs),
+            warmup_steps=_integer(cfg, f"{schedule}.warmup_steps", 0, 0),
+            min_lr=_number(cfg, f"{schedule}.min_lr", 0.0),
+            schedule_per=_choice(cfg, f"{schedule}.per"),
+            ema_decay=_number(cfg, "ema.decay", 0.995),
+            ema_per=_choice(cfg, "ema.per"),
+            epoch_start_ema=_integer(cfg, "train.epoch_start_ema", 0, 20),
+            update_ema_freq=_integer(cfg, "train.update_ema_freq", 1, 10),
+            train_split=_number(cfg, "train.train_split", 1.0),
+            val_freq=_integer(cfg, "train.val_freq", 1, 10),
+            log_freq=_integer(cfg, "train.log_freq", 1, 1),
+            diagnostics_freq=_integer(cfg, "train.diagnostics_freq", 1, 20),
+            save_model_freq=_integer(cfg, "train.save_model_freq", 1, n_epochs),
+            latest_every_s=_number(cfg, "train.latest_every_s", 60.0),
+        )
+
+
+def _integer(cfg: Any, key: str, smallest: int, *default: int) -> int:
+    value = read(cfg, key, *default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise UsageError(f"{key}: expected an integer of at least {smallest}, found {value!r}")
+    return value
+
+
+def _number(cfg: Any, key: str, *default: float) -> float:
+    value = read(cfg, key, *default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise UsageError(f"{key}: expected a number of at least 0, found {value!r}")
+    return float(value)
+
+
+def _choice(cfg: Any, key: str) -> str:
+    value = read(cfg, key, PER[0])
+    if value not in PER:
+        raise UsageError(f"{key}: expected {' or '.join(PER)}, found {value!r}")
+    return value
