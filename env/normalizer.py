@@ -123,7 +123,7 @@ class Normalizer:
         path = Path(path)
         _check_is_npz(path)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 missing = [key for key in _KEYS if key not in archive.files]
                 if missing:
                     found = ", ".join(sorted(archive.files)) or "nothing"
@@ -222,15 +222,15 @@ class NormalizedVectorEnv:
 
     def step(self, chunk: np.ndarray) -> StepResult:
         """Execute ``chunk (N, Te, Da)`` in normalised units; values outside [-1, 1] are clipped."""
-        expected = (self.n_envs, self.act_steps, self.action_dim)
-        if np.shape(chunk) != expected:
+        chunk, shape = np.asarray(chunk), np.shape(chunk)
+        if len(shape) != 3 or shape[0] != self.n_envs or shape[2] != self.action_dim:
             raise EnvError(
-                f"An action chunk must be (n_envs, act_steps, action_dim) = {expected}, found {np.shape(chunk)}."
+                f"An action chunk must be (n_envs, act_steps, action_dim) = "
+                f"{(self.n_envs, self.act_steps, self.action_dim)}, found {shape}."
             )
-        if not np.isfinite(chunk).all():
-            raise EnvError(
-                f"The action chunk of slot {int(np.argwhere(~np.isfinite(chunk))[0][0])} holds NaN or infinity."
-            )
+        bad = self._occupied() & ~np.isfinite(chunk).all(axis=(1, 2))  # checked before clipping turns infinity into 1
+        if bad.any():
+            raise EnvError(f"The action chunk of slot {int(np.argmax(bad))} holds NaN or infinity.")
         result = self.venv.step(self.normalizer.unnormalize_action(np.clip(chunk, -1.0, 1.0)))
         active = np.asarray(result.info["active"], dtype=bool)
         return dataclasses.replace(
