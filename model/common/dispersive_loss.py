@@ -14,6 +14,11 @@ covariance      ``sum_{m != n} C_mn^2``                             the diagonal
 
 Distances come from the Gram matrix of the centred features, sums of exponentials from ``logsumexp``: memory is O(B^2), never
 (B, B, D), and the covariance loss uses whichever of the (D, D) and (B, B) matrices is smaller.
+
+All ``B^2`` inner products cost a large batch as much as a small network does. So training compares within groups of
+``group_size`` rows: the mean over pairs is then an incomplete U-statistic, of the same expectation, since without self-pairs that
+does not depend on ``B``, and of nearly the same variance, since every row still takes part. With self-pairs, for the
+covariance and for ``released`` it would change the loss, and groups are not used.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -39,6 +45,7 @@ def dispersive_loss(
     temperature: float = 0.5,
     self_pairs: bool = False,
     variant: str = "corrected",
+    group_size: int | None = None,
 ) -> Tensor:
     """The dispersive loss of one batch of features, 0-d and differentiable.
 
@@ -48,6 +55,7 @@ def dispersive_loss(
         temperature: ``tau > 0``, of the two infonce kinds.
         self_pairs: count the pairs ``i = j``; ``released`` always does.
         variant: one of ``VARIANTS``.
+        group_size: compare only within groups of about this many rows (module docstring); None: all pairs.
 
     Raises:
         ValueError: an unknown name, a temperature that is not positive, or fewer than two rows (nothing to
@@ -68,41 +76,72 @@ def dispersive_loss(
             f"dispersive loss: expected at least two samples in a batch, found {z.shape[0]}; "
             "use a larger batch_size, or drop a last batch of one sample"
         )
-    self_pairs = self_pairs or released
     if kind == "covariance":
         return _covariance(z, diagonal=released)
-    if kind == "infonce_cosine":
-        z = F.normalize(z, dim=1)
-        return _log_mean_exp(z @ z.mT / temperature, self_pairs)
-    distance = _squared_distances(z) if released else _squared_distances(z) / z.shape[1]
+    self_pairs = self_pairs or released
+    z = _grouped(z, None if self_pairs else group_size)
+    if kind == "infonce_cosine":  # for unit vectors cos = 1 - d^2 / 2
+        z = F.normalize(z, dim=-1)
+        return _LogMeanExp.apply(z, 0.5 / temperature, self_pairs) + 1 / temperature
+    scale = 1.0 if released else 1 / z.shape[-1]
     if kind == "infonce_l2":
-        return _log_mean_exp(distance / -temperature, self_pairs)
-    penalty = F.relu(1 - distance).square()
-    return penalty.mean() if self_pairs else _without_diagonal(penalty).sum() / _n_pairs(z.shape[0])
+        return _LogMeanExp.apply(z, scale / temperature, self_pairs)
+    penalty = F.relu(1 - _squared_distances(z) * scale).square()
+    return penalty.mean() if self_pairs else _fill_diagonal(penalty, 0).sum() / _n_pairs(z)
 
 
-def _squared_distances(z: Tensor) -> Tensor:
-    """``(B, B)``, exactly 0 on the diagonal. Centred first: distances do not see a shift, float32 cancellation does."""
-    z = z - z.mean(dim=0).detach()
-    norm = z.square().sum(dim=1)
-    distance = torch.addmm(norm[:, None] + norm[None, :], z, z.mT, alpha=-2)
-    return _without_diagonal(distance).clamp(min=0)
+class _LogMeanExp(torch.autograd.Function):
+    """``log mean_ij exp(-scale d_ij^2)`` over the pairs within each group of ``z (G, n, D)``.
+
+    Its gradient is ``-4 scale (r_i z_i - sum_j p_ij z_j)``, ``p`` the softmax over all pairs and ``r`` its row sums: one matrix
+    product, where autograd, which cannot know that ``p`` is symmetric, needs two and keeps half a dozen (n, n) matrices.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, z: Tensor, scale: float, self_pairs: bool) -> Tensor:
+        z = z - z.mean(dim=-2, keepdim=True)
+        logits = _squared_distances(z, centred=True).mul_(-scale)
+        if not self_pairs:
+            logits.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
+        total = logits.flatten().logsumexp(dim=0)
+        ctx.save_for_backward(z, logits, total)
+        ctx.scale = scale
+        return total - math.log(logits.numel() if self_pairs else _n_pairs(z))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        z, logits, total = ctx.saved_tensors
+        p = (logits - total).exp_()
+        pull = p.sum(dim=-1, keepdim=True) * z
+        return pull.baddbmm_(p, z, alpha=-1).mul_(grad * (-4 * ctx.scale)), None, None
 
 
-def _without_diagonal(matrix: Tensor, fill: float = 0.0) -> Tensor:
-    """The matrix, overwritten, with ``fill`` (and no gradient) on its diagonal."""
-    return matrix.fill_diagonal_(fill)
+def _grouped(z: Tensor, size: int | None) -> Tensor:
+    """``(B, D)`` to ``(G, n, D)``, ``G = B // size``: every ``G``-th row, so that ordered batches are mixed; a remainder of
+    fewer than ``G`` rows stays out."""
+    n_groups = 1 if size is None else max(1, z.shape[0] // size)
+    n = z.shape[0] // n_groups
+    return z[: n * n_groups].view(n, n_groups, -1).transpose(0, 1)
 
 
-def _n_pairs(n: int) -> int:
-    return n * (n - 1)
+def _squared_distances(z: Tensor, centred: bool = False) -> Tensor:
+    """``(G, n, D)`` to ``(G, n, n)``. Centred first: distances do not see a shift, but float32 cancellation does."""
+    if not centred:
+        z = z - z.mean(dim=-2, keepdim=True).detach()
+    norm = z.square().sum(dim=-1)
+    distance = torch.baddbmm(norm[:, :, None] + norm[:, None, :], z, z.mT, alpha=-2)
+    return _fill_diagonal(distance, 0).clamp(min=0)
 
 
-def _log_mean_exp(logits: Tensor, self_pairs: bool) -> Tensor:
-    n = logits.shape[0]
-    if self_pairs:
-        return logits.flatten().logsumexp(dim=0) - math.log(n * n)
-    return _without_diagonal(logits, -math.inf).flatten().logsumexp(dim=0) - math.log(_n_pairs(n))
+def _fill_diagonal(matrix: Tensor, value: float) -> Tensor:
+    """A copy of ``(..., n, n)`` with a constant on its diagonal."""
+    return matrix.masked_fill(torch.eye(matrix.shape[-1], dtype=torch.bool, device=matrix.device), value)
+
+
+def _n_pairs(z: Tensor) -> int:
+    """How many ordered pairs ``i != j`` there are in ``z (G, n, D)``."""
+    return z.shape[0] * z.shape[1] * (z.shape[1] - 1)
 
 
 def _covariance(z: Tensor, diagonal: bool) -> Tensor:
@@ -110,7 +149,7 @@ def _covariance(z: Tensor, diagonal: bool) -> Tensor:
     z = z - z.mean(dim=0)
     if dim <= n:
         cov = z.mT @ z / (n - 1)
-        return (cov if diagonal else _without_diagonal(cov)).square().sum()
+        return (cov if diagonal else _fill_diagonal(cov, 0)).square().sum()
     total = (z @ z.mT / (n - 1)).square().sum()  # |Z'Z|_F = |ZZ'|_F
     return total if diagonal else total - (z.square().sum(dim=0) / (n - 1)).square().sum()
 
@@ -189,7 +228,7 @@ def pick_released(network: nn.Module, layer: str) -> list[nn.Module]:
 class DispersiveLoss:
     """The settings of the regulariser, checked; called with recorded features it returns their mean loss (0-d).
 
-    ``kind``, ``temperature``, ``self_pairs``, ``variant``: see ``dispersive_loss``. ``layer``: one of ``LAYERS``.
+    ``kind``, ``temperature``, ``self_pairs``, ``variant``, ``group_size``: see ``dispersive_loss``. ``layer``: one of ``LAYERS``.
     """
 
     kind: str = "infonce_l2"
@@ -197,6 +236,7 @@ class DispersiveLoss:
     layer: str = "early"
     variant: str = "corrected"
     self_pairs: bool = False
+    group_size: int | None = 64
 
     def __post_init__(self) -> None:
         _choose("dispersive_loss_type", self.kind, KINDS)
@@ -204,6 +244,8 @@ class DispersiveLoss:
         _choose("dispersive_loss_variant", self.variant, VARIANTS)
         if not self.temperature > 0:
             raise ValueError(f"dispersive_loss_temperature: expected a positive number, found {self.temperature}")
+        if self.group_size is not None and self.group_size < 2:
+            raise ValueError(f"dispersive_loss_group_size: expected at least 2, or null, found {self.group_size}")
 
     def modules(self, network: nn.Module) -> list[nn.Module]:
         """The modules of ``network`` whose outputs to record; ``ValueError`` if it declares too few hidden layers."""
@@ -215,7 +257,8 @@ class DispersiveLoss:
         """The mean over ``features``, each ``(B, ...)``; ``ValueError`` if nothing was recorded."""
         if not features:
             raise ValueError("dispersive loss: no features were recorded; the network must run inside record_outputs")
-        losses = [dispersive_loss(z, self.kind, self.temperature, self.self_pairs, self.variant) for z in features]
+        settings = (self.kind, self.temperature, self.self_pairs, self.variant, self.group_size)
+        losses = [dispersive_loss(z, *settings) for z in features]
         return torch.stack(losses).mean()
 
     def floor(self, n: int) -> float:
@@ -261,12 +304,12 @@ def feature_diagnostics(features: Tensor, settings: DispersiveLoss | None = None
     singular = eigenvalues.sqrt()
     tiny = torch.finfo(z.dtype).tiny
     p = singular / singular.sum().clamp(min=tiny)
-    distance = (_squared_distances(z) / dim).sqrt()
+    distance = (_squared_distances(z[None])[0] / dim).sqrt()
     report = {
         "effective_rank": torch.special.entr(p).sum().exp(),
         "participation_ratio": eigenvalues.sum().square() / eigenvalues.square().sum().clamp(min=tiny),
-        "distance_mean": distance.sum() / _n_pairs(n),
-        "distance_min": _without_diagonal(distance, math.inf).min(),
+        "distance_mean": distance.sum() / (n * (n - 1)),
+        "distance_min": _fill_diagonal(distance, math.inf).min(),
         "feature_norm": z.norm(dim=1).mean(),
     }
     if settings is not None:

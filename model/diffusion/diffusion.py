@@ -23,7 +23,7 @@ class DiffusionModel(DiffusionProcess):
         use_dispersive_loss: regularise the hidden features.
         dispersive_loss_weight: factor of that part in the total.
         dispersive_loss_temperature, dispersive_loss_type, dispersive_loss_layer, dispersive_loss_variant,
-        dispersive_loss_self_pairs: see ``model.common.dispersive_loss``.
+        dispersive_loss_self_pairs, dispersive_loss_group_size: see ``model.common.dispersive_loss``.
 
     The others are explained in ``DiffusionProcess``.
 
@@ -52,6 +52,7 @@ class DiffusionModel(DiffusionProcess):
         dispersive_loss_layer: str = "early",
         dispersive_loss_variant: str = "corrected",
         dispersive_loss_self_pairs: bool = False,
+        dispersive_loss_group_size: int | None = 64,
     ) -> None:
         super().__init__(
             horizon_steps,
@@ -77,6 +78,7 @@ class DiffusionModel(DiffusionProcess):
                 layer=dispersive_loss_layer,
                 variant=dispersive_loss_variant,
                 self_pairs=dispersive_loss_self_pairs,
+                group_size=dispersive_loss_group_size,
             )
             self.dispersive.modules(network)  # too few hidden layers: say so now, not in the first batch
 
