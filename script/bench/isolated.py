@@ -1,11 +1,12 @@
 """A contestant in a process of its own: its thread pools, caches and global switches cannot disturb the other side.
 
-PyTorch's thread count is global to a process, and OpenMP threads go on spinning for a while after their work; two training loops in one
-process would therefore measure each other.
+PyTorch's thread count is global to a process, and OpenMP threads go on spinning for a while after their work; two
+training loops in one process would therefore measure each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import traceback
 from collections.abc import Callable
@@ -26,13 +27,15 @@ class Task(Protocol):
 class Isolated:
     """Builds ``build(*arguments)`` in a spawned process; ``run()`` runs one turn of it there.
 
-    ``build`` must be a function of an importable module. Raises RuntimeError with the child's traceback if it fails there.
+    ``build`` must be a function of an importable module. Raises RuntimeError with the child's traceback if it fails
+    there.
     """
 
     def __init__(self, build: Callable[..., Task], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(child, build, arguments))  # not a daemon: it starts workers itself
+        # Not a daemon: it starts workers itself.
+        self._process = context.Process(target=_serve, args=(child, build, arguments))
         self._process.start()
         child.close()
         self._receive()
@@ -45,10 +48,8 @@ class Isolated:
     def close(self) -> None:
         """End the process; idempotent."""
         if self._process.is_alive():
-            try:
+            with contextlib.suppress(OSError):  # it died first: nothing to tell
                 self._pipe.send("close")
-            except OSError:
-                pass  # it died first: nothing to tell
             self._process.join(20)
         if self._process.is_alive():
             self._process.terminate()
@@ -65,7 +66,9 @@ class Isolated:
             ok, content = self._pipe.recv()
         except EOFError:
             self._process.join(5)
-            raise RuntimeError(f"the benchmark's process ended by itself (exit code {self._process.exitcode}); out of memory?") from None
+            raise RuntimeError(
+                f"the benchmark's process ended by itself (exit code {self._process.exitcode}); out of memory?"
+            ) from None
         if not ok:
             self.close()
             raise RuntimeError(f"in the benchmark's own process:\n{content}")
@@ -81,7 +84,7 @@ def _serve(pipe: Connection, build: Callable[..., Task], arguments: tuple[Any, .
             pipe.send((True, task.run()))
     except EOFError:
         pass  # the parent is gone
-    except Exception:  # noqa: BLE001 - its text is the parent's error message
+    except Exception:  # its text is the parent's error message
         pipe.send((False, traceback.format_exc()))
     finally:
         if task is not None:

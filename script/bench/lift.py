@@ -1,4 +1,4 @@
-"""The trajectory that all simulation rows share: scripted grasps in our engine's Lift, recorded once and replayed by everybody."""
+"""The trajectory that all simulation rows share: scripted grasps in our Lift, recorded once, replayed by everybody."""
 
 from __future__ import annotations
 
@@ -16,11 +16,24 @@ LOW_DIM_KEYS = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "obj
 
 def engine_config(n_envs: int, act_steps: int, n_threads: int | None, max_episode_steps: int = 300) -> dict[str, Any]:
     """The ``env`` section of Lift, as ``env.registry.make_vector_env`` takes it; actions and observations stay raw."""
-    steps = {"n_obs_steps": 1, "n_action_steps": act_steps, "max_episode_steps": max_episode_steps, "reset_within_step": True}
+    steps = {
+        "n_obs_steps": 1,
+        "n_action_steps": act_steps,
+        "max_episode_steps": max_episode_steps,
+        "reset_within_step": True,
+    }
     return {
-        "name": "lift", "env_type": "robomimic", "n_envs": n_envs, "max_episode_steps": max_episode_steps, "act_steps": act_steps,
-        "n_threads": n_threads, "wrappers": {"robomimic_lowdim": {"low_dim_keys": LOW_DIM_KEYS, "normalization_path": None}, "multi_step": steps},
-    }  # fmt: skip
+        "name": "lift",
+        "env_type": "robomimic",
+        "n_envs": n_envs,
+        "max_episode_steps": max_episode_steps,
+        "act_steps": act_steps,
+        "n_threads": n_threads,
+        "wrappers": {
+            "robomimic_lowdim": {"low_dim_keys": LOW_DIM_KEYS, "normalization_path": None},
+            "multi_step": steps,
+        },
+    }
 
 
 def make_engine(n_envs: int, act_steps: int, n_threads: int | None) -> Any:

@@ -1,8 +1,8 @@
-"""Honest timing on a machine that others use too: contestants take turns, ratios are taken pairwise, medians are reported.
+"""Honest timing on a machine that others use too: turns, pairwise ratios, medians.
 
-Two contestants timed one after the other see two different machines: another job starts, the clock frequency drops. Here they run
-A B A B ..., each ratio compares neighbours in time, and the median of those ratios is what a row reports. Beside the wall clock every
-turn also counts CPU seconds, which other jobs disturb far less.
+Two contestants timed one after the other see two different machines: another job starts, the clock frequency drops.
+Here they run A B A B ..., each ratio compares neighbours in time, and the median of those ratios is what a row
+reports. Beside the wall clock every turn also counts CPU seconds, which other jobs disturb far less.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 class Contestant:
     """One side of a comparison.
 
-    ``run`` does the work and returns how much of it was done (control steps, training steps, iterations). ``prepare`` puts the
-    contestant back to its start and is not timed. ``cpu_clock`` returns the CPU seconds consumed so far; contestants that work in
-    child processes pass one that counts them.
+    ``run`` does the work and returns how much of it was done (control steps, training steps, iterations).
+    ``prepare`` puts the contestant back to its start and is not timed. ``cpu_clock`` returns the CPU seconds
+    consumed so far; contestants that work in child processes pass one that counts them.
     """
 
     run: Callable[[], float]
@@ -62,8 +62,8 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time the contestants in turn, ``repeats`` times each: A B A B ...; ``tick(name)`` is called after each turn.
 
-    ``warm_up`` runs each once beforehand, untimed: compilation, page faults and lazy set-up belong to the start-up rows.
-    Raises ValueError when there is nothing to repeat.
+    ``warm_up`` runs each once beforehand, untimed: compilation, page faults and lazy set-up belong to the start-up
+    rows. Raises ValueError when there is nothing to repeat.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, found {repeats}")
@@ -92,10 +92,12 @@ def paired_ratio(ours: np.ndarray, yardstick: np.ndarray) -> tuple[float, float,
 
 @dataclass
 class Figure:
-    """One line of the table: a value, the yardstick measured beside it, and their ratio (always ``value / yardstick_value``).
+    """One line of the table: a value, the yardstick measured beside it, and their ratio (always ``value /
+    yardstick_value``).
 
-    ``better`` says which way the value should go; ``bar`` is what the ratio has to reach, if anything was promised. ``tables`` holds
-    further numbers (seconds per phase, say) that go under the table and into the JSON: title -> row -> column -> number.
+    ``better`` says which way the value should go; ``bar`` is what the ratio has to reach, if anything was promised.
+    ``tables`` holds further numbers (seconds per phase, say) that go under the table and into the JSON: title ->
+    row -> column -> number.
     """
 
     name: str
@@ -124,12 +126,28 @@ class Figure:
 
 
 def compare(
-    name: str, unit: str, ours: np.ndarray, yardstick_name: str, yardstick: np.ndarray, *,
-    better: str = "higher", bar: float | None = None, note: str = "",
+    name: str,
+    unit: str,
+    ours: np.ndarray,
+    yardstick_name: str,
+    yardstick: np.ndarray,
+    *,
+    better: str = "higher",
+    bar: float | None = None,
+    note: str = "",
 ) -> Figure:
     """A ``Figure`` from the turns of both sides, (R,) each: medians, and the median of the turn-by-turn ratios."""
     ratio, low, high = paired_ratio(ours, yardstick)
     return Figure(
-        name=name, value=float(np.median(ours)), unit=unit, yardstick=yardstick_name, yardstick_value=float(np.median(yardstick)),
-        ratio=ratio, ratio_quartiles=(low, high), better=better, bar=bar, repeats=len(ours), note=note,
-    )  # fmt: skip
+        name=name,
+        value=float(np.median(ours)),
+        unit=unit,
+        yardstick=yardstick_name,
+        yardstick_value=float(np.median(yardstick)),
+        ratio=ratio,
+        ratio_quartiles=(low, high),
+        better=better,
+        bar=bar,
+        repeats=len(ours),
+        note=note,
+    )

@@ -1,8 +1,10 @@
-"""One PPO iteration over the denoising chain as published, written the straightforward way: the yardstick of the fine-tuning row.
+"""One PPO iteration over the denoising chain as published, written the straightforward way: the yardstick of the
+fine-tuning row.
 
-Rollout with chunks through ``AsyncVectorEnv``; float64 buffers; values and old log-probabilities recomputed after the rollout, in
-splits; GAE with the published treatment of time limits; minibatches of ``batch_size`` chunks, each repeated over its K denoising steps;
-AdamW for actor and critic. It is meant to be as fast as such a loop reasonably is: all cores for torch, no logging, no rendering.
+Rollout with chunks through ``AsyncVectorEnv``; float64 buffers; values and old log-probabilities recomputed after
+the rollout, in splits; GAE with the published treatment of time limits; minibatches of ``batch_size`` chunks, each
+repeated over its K denoising steps; AdamW for actor and critic. It is meant to be as fast as such a loop reasonably
+is: all cores for torch, no logging, no rendering.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class LoopSettings:
 
 
 def scaled(scale: float) -> LoopSettings:
-    """The published setting with ``scale`` times the chunks per environment and per minibatch (at least 2 chunks per environment)."""
+    """The published setting with ``scale`` times the chunks per environment and per minibatch (at least 2 chunks
+    per environment).
+    """
     full = LoopSettings()
     n_steps = max(2, round(full.n_steps * scale))
     return LoopSettings(n_steps=n_steps, batch_size=round(full.batch_size * n_steps / full.n_steps))
@@ -88,7 +92,12 @@ class AsyncSimulators:
         """See ``Simulators``; Lift never terminates."""
         answer = self.venv.step(chunk.reshape(self.workers, -1, *chunk.shape[1:]))[0]
         truncated = answer["truncated"].reshape(-1).astype(bool)
-        return answer["state"].reshape(self.n_envs, -1), answer["reward"].reshape(-1), np.zeros_like(truncated), truncated
+        return (
+            answer["state"].reshape(self.n_envs, -1),
+            answer["reward"].reshape(-1),
+            np.zeros_like(truncated),
+            truncated,
+        )
 
     def cpu_seconds(self) -> float:
         """CPU seconds of this process and its workers."""
@@ -112,7 +121,9 @@ class Buffers:
 
 
 class RewardScaler:
-    """Divides rewards by the running standard deviation of the discounted return (fixed discount 0.99), clipped to +-10."""
+    """Divides rewards by the running standard deviation of the discounted return (fixed discount 0.99), clipped to
+    +-10.
+    """
 
     def __init__(self, n_envs: int) -> None:
         self.returns, self.mean, self.var, self.count = np.zeros(n_envs), 0.0, 1.0, 1e-4
@@ -130,9 +141,13 @@ class RewardScaler:
 
 
 class ReferenceLoop:
-    """Holds networks, optimisers and simulators; ``iteration()`` runs one whole iteration and returns seconds per phase."""
+    """Holds networks, optimisers and simulators; ``iteration()`` runs one whole iteration and returns seconds per
+    phase.
+    """
 
-    def __init__(self, settings: LoopSettings, simulators: Simulators, seed: int, base: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, settings: LoopSettings, simulators: Simulators, seed: int, base: dict[str, Tensor] | None = None
+    ) -> None:
         torch.manual_seed(seed)
         self.order = np.random.default_rng(seed)
         s = self.settings = settings
@@ -149,7 +164,9 @@ class ReferenceLoop:
         self.minibatches = 0
 
     def choose_sampling_threads(self, cores: int) -> int:
-        """Sample with one thread or with all, whichever is faster here: a batch of 50 rows can lose more than it gains by threads."""
+        """Sample with one thread or with all, whichever is faster here: a batch of 50 rows can lose more than it
+        gains by threads.
+        """
         obs, seconds = torch.zeros(self.settings.n_envs, self.settings.obs_dim), {}
         for threads in (1, cores):
             torch.set_num_threads(threads)
@@ -187,9 +204,10 @@ class ReferenceLoop:
         b = Buffers(
             obs=np.zeros((s.n_steps, s.n_envs, s.obs_dim)),
             chains=np.zeros((s.n_steps, s.n_envs, s.ft_denoising_steps + 1, s.act_steps, s.action_dim)),
-            rewards=np.zeros((s.n_steps, s.n_envs)), terminated=np.zeros((s.n_steps, s.n_envs)),
+            rewards=np.zeros((s.n_steps, s.n_envs)),
+            terminated=np.zeros((s.n_steps, s.n_envs)),
             firsts=np.zeros((s.n_steps + 1, s.n_envs)),
-        )  # fmt: skip
+        )
         with self.phase(PHASES[0]):
             obs = self.simulators.reset()
         b.firsts[0] = 1
@@ -266,7 +284,9 @@ class ReferenceLoop:
         return policy_loss + s.vf_coef * value_loss, kl
 
     def clip_range(self, position: Tensor) -> Tensor:
-        """Clip range of each chain position, growing exponentially from ``clip_base`` to ``clip_coef``, same shape as ``position``."""
+        """Clip range of each chain position, growing exponentially from ``clip_base`` to ``clip_coef``, same shape
+        as ``position``.
+        """
         s = self.settings
         if s.ft_denoising_steps == 1:
             return torch.full(position.shape, s.clip_coef)

@@ -1,8 +1,9 @@
-"""The published Lift networks and frozen/fine-tuned policy, the straightforward way: what a careful reader of the papers would write.
+"""The published Lift networks and frozen/fine-tuned policy, the straightforward way: what a careful reader of the
+papers would write.
 
-Residual MLPs and the DDPM sampling of DPPO (Ren et al. 2024, eqs. 4-6), with the published work per call: the frozen network sees the
-full batch at *every* denoising step, and the fine-tuned one the rows of the last ``K`` steps again, in sampling and in the loss.
-Keys of ``Denoiser`` are the published ones, so that weights can be exchanged.
+Residual MLPs and the DDPM sampling of DPPO (Ren et al. 2024, eqs. 4-6), with the published work per call: the
+frozen network sees the full batch at *every* denoising step, and the fine-tuned one the rows of the last ``K``
+steps again, in sampling and in the loss. Keys of ``Denoiser`` are the published ones, so that weights can be exchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 
 class ResidualNet(nn.Module):
-    """Input projection, one pre-activation block, output projection: the published residual MLP of three equal widths."""
+    """Input projection, one pre-activation block, output projection: the published residual MLP of three equal
+    widths.
+    """
 
     def __init__(self, n_in: int, width: int, n_out: int) -> None:
         super().__init__()
@@ -80,17 +83,29 @@ def cosine_schedule(steps: int) -> dict[str, Tensor]:
     before = np.concatenate([[1.0], alpha_bar[:-1]])
     variance = beta * (1 - before) / (1 - alpha_bar)
     tables = {
-        "x0_from_x": np.sqrt(1 / alpha_bar), "x0_from_noise": np.sqrt(1 / alpha_bar - 1),
-        "mean_from_x0": beta * np.sqrt(before) / (1 - alpha_bar), "mean_from_x": (1 - before) * np.sqrt(1 - beta) / (1 - alpha_bar),
+        "x0_from_x": np.sqrt(1 / alpha_bar),
+        "x0_from_noise": np.sqrt(1 / alpha_bar - 1),
+        "mean_from_x0": beta * np.sqrt(before) / (1 - alpha_bar),
+        "mean_from_x": (1 - before) * np.sqrt(1 - beta) / (1 - alpha_bar),
         "std": np.sqrt(np.maximum(variance, 1e-20)),
-    }  # fmt: skip
+    }
     return {name: torch.tensor(table, dtype=torch.float32) for name, table in tables.items()}
 
 
 class ReferencePolicy(nn.Module):
-    """Frozen denoiser ``actor``, its fine-tuned copy ``actor_ft`` for the last ``ft_steps`` of ``steps``, and a ``critic``."""
+    """Frozen denoiser ``actor``, its fine-tuned copy ``actor_ft`` for the last ``ft_steps`` of ``steps``, and a
+    ``critic``.
+    """
 
-    def __init__(self, actor: Denoiser, critic: nn.Module, steps: int = 20, ft_steps: int = 10, horizon: int = 4, action_dim: int = 7) -> None:
+    def __init__(
+        self,
+        actor: Denoiser,
+        critic: nn.Module,
+        steps: int = 20,
+        ft_steps: int = 10,
+        horizon: int = 4,
+        action_dim: int = 7,
+    ) -> None:
         super().__init__()
         self.actor, self.actor_ft, self.critic = actor, copy.deepcopy(actor), critic
         self.actor.requires_grad_(False)
@@ -99,7 +114,9 @@ class ReferencePolicy(nn.Module):
         self.min_std, self.noise_clip = 0.1, 3.0
 
     def mean_std(self, x: Tensor, t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments of the reverse step from x_t, (B, Ta, Da) and (B, 1, 1): frozen network on all rows, fine-tuned where t < K."""
+        """Moments of the reverse step from x_t, (B, Ta, Da) and (B, 1, 1): frozen network on all rows, fine-tuned
+        where t < K.
+        """
         noise = self.actor(x, t, state)
         tuned = torch.where(t < self.ft_steps)[0]
         if len(tuned):

@@ -1,9 +1,9 @@
 """The list of benchmarks. Adding one is writing one decorated function in ``script/bench/rows/``::
 
-    @benchmark("render", "Camera images per second against robosuite", repeats=5)
-    def render(context: Context) -> Iterable[Figure]:
-        ...
-        yield compare("render, 96 x 96", "images/s", ours.rates, "robosuite", theirs.rates)
+@benchmark("render", "Camera images per second against robosuite", repeats=5)
+def render(context: Context) -> Iterable[Figure]:
+    ...
+    yield compare("render, 96 x 96", "images/s", ours.rates, "robosuite", theirs.rates)
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def select(only: str | None, known: Mapping[str, Benchmark]) -> list[Benchmark]:
     for name in filter(None, (part.strip() for part in only.split(","))):
         if name not in known:
             nearest = difflib.get_close_matches(name, known, 1, 0)
-            raise ValueError(f"no benchmark called {name!r}; known: {', '.join(known)}; did you mean {nearest[0] if nearest else '?'}?")
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"no benchmark called {name!r}; known: {', '.join(known)}{hint}")
         chosen.append(known[name])
     if not chosen:
         raise ValueError(f"--only names no benchmark; known: {', '.join(known)}")

@@ -1,8 +1,9 @@
 """The physical limit of simulation speed: raw ``mj_step`` replaying exactly what a simulation went through.
 
-``record`` listens to an environment from inside MuJoCo (its control callback), so that it needs to know nothing of the environment: of
-every simulation it takes the model, the state before the first substep, and the controls of each substep. ``Replay`` then steps the same
-models from the same states with the same controls, and nothing else. That is all the physics and none of the work around it.
+``record`` listens to an environment from inside MuJoCo (its control callback), so that it needs to know nothing of
+the environment: of every simulation it takes the model, the state before the first substep, and the controls of
+each substep. ``Replay`` then steps the same models from the same states with the same controls, and nothing else.
+That is all the physics and none of the work around it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 @dataclass
 class Track:
-    """What one simulation did: its model, the state it started from, the controls of each substep (n, nu), where it ended."""
+    """What one simulation did: its model, the state it started from, the controls of each substep (n, nu), where it
+    ended.
+    """
 
     model: mujoco.MjModel
     data: mujoco.MjData
@@ -32,8 +35,9 @@ class Track:
 def record(run: Callable[[], Any]) -> list[Track]:
     """Run something that steps MuJoCo and return a track per simulation, in the order in which they first stepped.
 
-    The simulations must not be reset on the way, and their integrator must evaluate the controls once per step. Raises RuntimeError if
-    one of them is reset, ValueError for the Runge-Kutta integrator, RuntimeError if nothing stepped.
+    The simulations must not be reset on the way, and their integrator must evaluate the controls once per step.
+    Raises RuntimeError if one of them is reset, ValueError for the Runge-Kutta integrator, RuntimeError if nothing
+    stepped.
     """
     tracks: dict[int, Track] = {}
     problems: list[str] = []
@@ -67,7 +71,9 @@ def record(run: Callable[[], Any]) -> list[Track]:
 
 
 class Replay:
-    """Steps recorded tracks again, on ``threads`` threads, and does nothing else; ``work`` is what a run of them is worth."""
+    """Steps recorded tracks again, on ``threads`` threads, and does nothing else; ``work`` is what a run of them is
+    worth.
+    """
 
     def __init__(self, tracks: list[Track], threads: int, work: float) -> None:
         from env.engine.driver import replay_controls
@@ -75,7 +81,9 @@ class Replay:
 
         self._step, self.tracks, self.work = replay_controls, tracks, work
         self.data = [mujoco.MjData(track.model) for track in tracks]
-        self._work = [(handles_of(t.model, d), np.ascontiguousarray(t.controls)) for t, d in zip(tracks, self.data, strict=True)]
+        self._work = [
+            (handles_of(t.model, d), np.ascontiguousarray(t.controls)) for t, d in zip(tracks, self.data, strict=True)
+        ]
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def reset(self) -> None:

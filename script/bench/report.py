@@ -1,4 +1,6 @@
-"""What a benchmark run leaves behind: a table for the terminal and a JSON for the record, with the machine it ran on."""
+"""What a benchmark run leaves behind: a table for the terminal and a JSON for the record, with the machine it ran
+on.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -51,11 +55,17 @@ def table(figures: Sequence[Figure], skipped: dict[str, str]) -> str:
         quartiles = "-" if figure.ratio_quartiles is None else "..".join(map(number, figure.ratio_quartiles))
         verdict = {None: "", True: " met", False: " MISSED"}[figure.met]
         sign = ">=" if figure.better == "higher" else "<="
-        rows.append((
-            figure.name, f"{number(figure.value)} {figure.unit}",
-            f"{number(figure.yardstick_value)} {figure.yardstick}" if figure.yardstick else "-",
-            number(figure.ratio), quartiles, "-" if figure.bar is None else f"{sign} {figure.bar:g}{verdict}", str(figure.repeats),
-        ))  # fmt: skip
+        rows.append(
+            (
+                figure.name,
+                f"{number(figure.value)} {figure.unit}",
+                f"{number(figure.yardstick_value)} {figure.yardstick}" if figure.yardstick else "-",
+                number(figure.ratio),
+                quartiles,
+                "-" if figure.bar is None else f"{sign} {figure.bar:g}{verdict}",
+                str(figure.repeats),
+            )
+        )
     parts = [align(rows)] if figures else []
     for figure in figures:
         parts += [f"{title}\n{_inner_table(content)}" for title, content in figure.tables.items()]
@@ -63,6 +73,11 @@ def table(figures: Sequence[Figure], skipped: dict[str, str]) -> str:
     parts += ["\n".join(notes)] if notes else []
     parts += [f"skipped {name}: {reason}" for name, reason in skipped.items()]
     return "\n\n".join(parts)
+
+
+def line(figure: Figure) -> str:
+    """A figure in one line, as progress."""
+    return f"{figure.name}: {number(figure.value)} {figure.unit}, ratio {number(figure.ratio)}"
 
 
 def _inner_table(content: dict[str, dict[str, float]]) -> str:
@@ -81,9 +96,13 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     return {
-        "processor": _processor(), "system": platform.platform(), "cores": usable_cores(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None, "versions": versions, "commit": _commit(),
-    }  # fmt: skip
+        "processor": _processor(),
+        "system": platform.platform(),
+        "cores": usable_cores(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "versions": versions,
+        "commit": _commit(),
+    }
 
 
 def usable_cores() -> int:
@@ -105,21 +124,32 @@ def _commit() -> str | None:
     """The commit that was measured, with '+changes' where the work tree differs; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
-        return head + ("+changes" if subprocess.run(status, cwd=root, capture_output=True, text=True, check=True).stdout else "")
+        return head + (
+            "+changes" if subprocess.run(status, cwd=root, capture_output=True, text=True, check=True).stdout else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def document(figures: Sequence[Figure], skipped: dict[str, str], arguments: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+def document(
+    figures: Sequence[Figure], skipped: dict[str, str], arguments: dict[str, Any], before: dict[str, Any]
+) -> dict[str, Any]:
     """Everything about a run as plain JSON material; ``before`` is ``machine()`` as it was when the run began."""
     after = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
     return {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "arguments": arguments,
-        "machine": before, "load_average_after": after, "skipped": skipped,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "arguments": arguments,
+        "machine": before,
+        "load_average_after": after,
+        "skipped": skipped,
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
-    }  # fmt: skip
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,7 +17,11 @@ BATCHES, STEPS_PER_TURN, BAR = (256, 1024), 10, 1.10
 OBS_DIM, ACTION_DIM, HORIZON = 19, 7, 4
 
 
-@benchmark("dispersive", "pre-training step with each dispersive loss against the plain step: time, memory, network forwards", repeats=15)
+@benchmark(
+    "dispersive",
+    "pre-training step with each dispersive loss against the plain step: time, memory, network forwards",
+    repeats=15,
+)
 def dispersive_step(context: Context) -> Iterator[Figure]:
     """Loss, backward pass and AdamW step of the published Lift network, batch 256 and 1024; the bar is 10 % more time.
 
@@ -36,16 +40,26 @@ def dispersive_step(context: Context) -> Iterator[Figure]:
             batch = make_batch(batch_size, context.seed)
             steps = {kind: training_step(model, batch, context.seed) for kind, model in models.items()}
             turns = max(1, round(STEPS_PER_TURN * context.scale))
-            samples = context.interleave({kind or "plain": Contestant(repeat(step, turns)) for kind, step in steps.items()})
+            samples = context.interleave(
+                {kind or "plain": Contestant(repeat(step, turns)) for kind, step in steps.items()}
+            )
             plain = peak_bytes(steps[None])
             for kind in KINDS:
                 forwards = count_forwards(models[kind], batch)
                 extra = (peak_bytes(steps[kind]) - plain) / 2**20
-                note = f"{forwards} network forward{'s' if forwards != 1 else ''} per loss, {extra:+.1f} MiB peak memory"
+                note = (
+                    f"{forwards} network forward{'s' if forwards != 1 else ''} per loss, {extra:+.1f} MiB peak memory"
+                )
                 yield compare(
-                    f"{kind}, batch {batch_size}", "ms/step", 1e3 * samples[kind].seconds_each, "plain step",
-                    1e3 * samples["plain"].seconds_each, better="lower", bar=BAR, note=note,
-                )  # fmt: skip
+                    f"{kind}, batch {batch_size}",
+                    "ms/step",
+                    1e3 * samples[kind].seconds_each,
+                    "plain step",
+                    1e3 * samples["plain"].seconds_each,
+                    better="lower",
+                    bar=BAR,
+                    note=note,
+                )
     finally:
         torch.set_num_threads(threads)
 
@@ -59,10 +73,21 @@ def make_model(kind: str | None, seed: int) -> DiffusionModel:
 
     torch.manual_seed(seed)
     network = DiffusionMLP(
-        action_dim=ACTION_DIM, horizon_steps=HORIZON, cond_dim=OBS_DIM, time_dim=16, mlp_dims=(512, 512, 512), residual_style=True
+        action_dim=ACTION_DIM,
+        horizon_steps=HORIZON,
+        cond_dim=OBS_DIM,
+        time_dim=16,
+        mlp_dims=(512, 512, 512),
+        residual_style=True,
     )
     return DiffusionModel(
-        network, HORIZON, OBS_DIM, ACTION_DIM, denoising_steps=20, use_dispersive_loss=kind is not None, dispersive_loss_type=kind or "infonce_l2"
+        network,
+        HORIZON,
+        OBS_DIM,
+        ACTION_DIM,
+        denoising_steps=20,
+        use_dispersive_loss=kind is not None,
+        dispersive_loss_type=kind or "infonce_l2",
     )
 
 

@@ -14,7 +14,11 @@ N_SIMULATIONS, CONTROL_STEPS = 16, 72  # a grasp and lift takes about 70 control
 RAW_BAR = 0.85
 
 
-@benchmark("engine", "Lift control steps/s of our engine against raw mj_step on the same trajectory, 1 thread and all cores", repeats=11)
+@benchmark(
+    "engine",
+    "Lift control steps/s of our engine against raw mj_step on the same trajectory, 1 thread and all cores",
+    repeats=11,
+)
 def engine_against_raw(context: Context) -> Iterator[Figure]:
     """Same models, same start states, same controls; the bar is 85 % of the physical limit."""
     from script.bench.lift import EngineRun, record_episode
@@ -41,25 +45,39 @@ def engine_against_raw(context: Context) -> Iterator[Figure]:
     for n in counts:
         ours, raw = samples[f"engine {n}"], samples[f"raw {n}"]
         threads = f"{n} thread{'s' if n > 1 else ''}"
-        yield compare(f"Lift, {threads}", "control steps/s", ours.rates, "raw mj_step", raw.rates, bar=RAW_BAR, note=same)
-        yield compare(f"Lift, {threads}", "control steps/CPU s", ours.cpu_rates, "raw mj_step", raw.cpu_rates, bar=RAW_BAR)
+        yield compare(
+            f"Lift, {threads}", "control steps/s", ours.rates, "raw mj_step", raw.rates, bar=RAW_BAR, note=same
+        )
+        yield compare(
+            f"Lift, {threads}", "control steps/CPU s", ours.cpu_rates, "raw mj_step", raw.cpu_rates, bar=RAW_BAR
+        )
 
 
-@benchmark("robosuite", "Lift control steps/s of our engine on all cores against robosuite in AsyncVectorEnv, one worker per core", repeats=5)
+@benchmark(
+    "robosuite",
+    "Lift control steps/s of our engine on all cores against robosuite in AsyncVectorEnv, one worker per core",
+    repeats=5,
+)
 def engine_against_robosuite(context: Context) -> Iterator[Figure]:
-    """Both go through the same scripted grasps from the same configurations; robosuite executes whole chunks inside its workers."""
+    """Both go through the same scripted grasps from the same configurations; robosuite executes whole chunks inside
+    its workers.
+    """
     from script.bench.lift import EngineRun, record_episode
 
-    episode = record_episode(max(N_SIMULATIONS, context.cores), round(CONTROL_STEPS * max(context.scale, 0.1)), context.seed)
+    episode = record_episode(
+        max(N_SIMULATIONS, context.cores), round(CONTROL_STEPS * max(context.scale, 0.1)), context.seed
+    )
     engine = EngineRun(episode, context.cores)
     engine.reset()
     starts = np.array([engine.venv.render_state(i) for i in range(context.cores)])
     robosuite = RobosuiteRun(episode.chunks(), starts, context.cores, context.seed)
     try:
-        samples = context.interleave({
-            "engine": Contestant(engine.run, engine.reset),
-            "robosuite": Contestant(robosuite.run, robosuite.reset, robosuite.cpu_seconds),
-        })
+        samples = context.interleave(
+            {
+                "engine": Contestant(engine.run, engine.reset),
+                "robosuite": Contestant(robosuite.run, robosuite.reset, robosuite.cpu_seconds),
+            }
+        )
     finally:
         engine.close()
         robosuite.close()
@@ -71,7 +89,9 @@ def engine_against_robosuite(context: Context) -> Iterator[Figure]:
 
 
 class RobosuiteRun:
-    """robosuite in ``AsyncVectorEnv``: one worker per core, each with one Lift, going through the first ``workers`` grasps."""
+    """robosuite in ``AsyncVectorEnv``: one worker per core, each with one Lift, going through the first ``workers``
+    grasps.
+    """
 
     def __init__(self, chunks: np.ndarray, starts: np.ndarray, workers: int, seed: int) -> None:
         from script.bench.robosuite_env import Limits, make_vector

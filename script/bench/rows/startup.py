@@ -33,24 +33,35 @@ env.close()
 """
 
 
-@benchmark("startup", "seconds from starting Python to the first control step: kernels compiled, kernels cached, robosuite", repeats=3)
+@benchmark(
+    "startup",
+    "seconds from starting Python to the first control step: kernels compiled, kernels cached, robosuite",
+    repeats=3,
+)
 def startup(context: Context) -> Iterator[Figure]:
     """Our engine with an empty and with a filled kernel cache, against robosuite."""
     with tempfile.TemporaryDirectory(prefix="d2ppo-kernels-") as folder:
         warm = Path(folder) / "warm"
         fresh(ENGINE, warm)  # fills the cache; also the moment to learn that the engine is absent
         cold = iter(range(1000))
-        samples = context.interleave({
-            "compile": Contestant(lambda: fresh(ENGINE, Path(folder) / f"cold{next(cold)}")),
-            "cached": Contestant(lambda: fresh(ENGINE, warm)),
-            "robosuite": Contestant(lambda: fresh(ROBOSUITE, warm)),
-        }, warm_up=False)  # fmt: skip
+        samples = context.interleave(
+            {
+                "compile": Contestant(lambda: fresh(ENGINE, Path(folder) / f"cold{next(cold)}")),
+                "cached": Contestant(lambda: fresh(ENGINE, warm)),
+                "robosuite": Contestant(lambda: fresh(ROBOSUITE, warm)),
+            },
+            warm_up=False,
+        )
     robosuite = samples["robosuite"].seconds_each
     compiling = samples["compile"].seconds_each - samples["cached"].seconds_each
     name = "start to first step"
-    yield compare(f"{name}, cached kernels", "s", samples["cached"].seconds_each, "robosuite", robosuite, better="lower")
+    yield compare(
+        f"{name}, cached kernels", "s", samples["cached"].seconds_each, "robosuite", robosuite, better="lower"
+    )
     note = f"of which compiling: {np.median(compiling):.1f} s"
-    yield compare(f"{name}, first time", "s", samples["compile"].seconds_each, "robosuite", robosuite, better="lower", note=note)
+    yield compare(
+        f"{name}, first time", "s", samples["compile"].seconds_each, "robosuite", robosuite, better="lower", note=note
+    )
 
 
 def fresh(code: str, cache: Path) -> float:
@@ -59,7 +70,9 @@ def fresh(code: str, cache: Path) -> float:
     Raises UnavailableError with the last line of the error if it fails there.
     """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise UnavailableError((done.stderr.strip().splitlines() or ["no message"])[-1])
     return 1.0
