@@ -56,7 +56,7 @@ def _stable(handles: np.ndarray, nq: int, nv: int, limit: float) -> bool:
     "float64[::1], int64[::1], int64[::1], float64[:,:,::1], float64[:,:,::1], int64[::1])",
     __file__,
 )
-def run_chunks(queue, slots, kernels, handles, memory, ids, facts, actions, limits, reward, outcome, steps, history, trace, trace_row):  # noqa: ANN001, ANN201
+def run_chunks(queue, slots, kernels, handles, memory, ids, facts, actions, limits, reward, outcome, steps, history, trace, trace_row):
     """Run a chunk of control steps in each of ``slots``, sharing ``queue`` with the other threads.
 
     queue (1,): how many of ``slots`` were taken, 0 at first. kernels (4,): addresses of the control and observe kernels, nq, nv.
@@ -99,7 +99,7 @@ def run_chunks(queue, slots, kernels, handles, memory, ids, facts, actions, limi
 
 
 @compiled("void(int64[::1], float64[:,::1])", __file__)
-def replay_controls(handles, controls):  # noqa: ANN001, ANN201
+def replay_controls(handles, controls):
     """Raw ``mj_step``, one per row of ``controls (n, nu)``: the yardstick of engine speed. ``handles``: ``library.handles_of``."""
     view = floats(handles[CTRL], controls.shape[1])
     for i in range(len(controls)):
@@ -108,6 +108,6 @@ def replay_controls(handles, controls):  # noqa: ANN001, ANN201
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64)", __file__)
-def observe_one(kernel, handles, memory, ids, facts, obs):  # noqa: ANN001, ANN201
+def observe_one(kernel, handles, memory, ids, facts, obs):
     """The observation of one simulation; all arguments are addresses."""
     call_observe(kernel, handles, memory, ids, facts, obs)

@@ -96,8 +96,8 @@ def _symbol(name: str, *arguments: types.Type) -> types.ExternalFunction:
 mj_step = _symbol("mj_step", _address, _address)
 mj_step1 = _symbol("mj_step1", _address, _address)
 mj_step2 = _symbol("mj_step2", _address, _address)
-mj_fullM = _symbol("mj_fullM", _address, _address, _address)  # noqa: N816  (MuJoCo's own name)
-mj_jacSite = _symbol("mj_jacSite", _address, _address, _address, _address, _int32)  # noqa: N816
+mj_fullM = _symbol("mj_fullM", _address, _address, _address)
+mj_jacSite = _symbol("mj_jacSite", _address, _address, _address, _address, _int32)
 
 # ----------------------------------------------------------------------------------------------------- handles
 

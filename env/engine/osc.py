@@ -64,7 +64,7 @@ def first_task_id(n_arms: int) -> int:
 
 
 @numba.njit
-def rotation_delta(v, out):  # noqa: ANN001, ANN201
+def rotation_delta(v, out):
     """Axis-angle ``v`` (3,) -> rotation matrix ``out`` (3, 3), rounded through float32 like robosuite's ``quat2mat``."""
     angle = math.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
     q = np.zeros(4, np.float32)  # w, x, y, z
@@ -88,7 +88,7 @@ def rotation_delta(v, out):  # noqa: ANN001, ANN201
 
 
 @numba.njit
-def cholesky(a, first, n, out):  # noqa: ANN001, ANN201
+def cholesky(a, first, n, out):
     """Lower factor of ``a[first:first+n, first:first+n]``; dependent directions get an infinite pivot, so that solving ignores them."""
     for i in range(n):
         for j in range(i + 1):
@@ -104,7 +104,7 @@ def cholesky(a, first, n, out):  # noqa: ANN001, ANN201
 
 
 @numba.njit
-def cholesky_solve(factor, n, b, x):  # noqa: ANN001, ANN201
+def cholesky_solve(factor, n, b, x):
     """x = (L L^T)^-1 b for the lower ``factor``'s leading n x n block."""
     for i in range(n):
         s = b[i]
@@ -119,7 +119,7 @@ def cholesky_solve(factor, n, b, x):  # noqa: ANN001, ANN201
 
 
 @numba.njit
-def inverse_inertia(jacobian, mass, w, out):  # noqa: ANN001, ANN201
+def inverse_inertia(jacobian, mass, w, out):
     """out = J M^-1 J^T (6, 6), by W = L^-1 J^T with M = L L^T."""
     factor, half = w[0], w[1]
     cholesky(mass, 0, N_JOINTS, factor)
@@ -139,7 +139,7 @@ def inverse_inertia(jacobian, mass, w, out):  # noqa: ANN001, ANN201
 
 
 @numba.njit
-def pose_force(kp, velocity, position, rotation, goal_position, goal_rotation, out):  # noqa: ANN001, ANN201
+def pose_force(kp, velocity, position, rotation, goal_position, goal_rotation, out):
     """PD force (6,) towards the goal; the orientation error is half the sum of the cross products of current and goal axes."""
     kd = 2.0 * math.sqrt(kp)
     for r in range(3):
@@ -152,7 +152,7 @@ def pose_force(kp, velocity, position, rotation, goal_position, goal_rotation, o
 
 
 @numba.njit
-def arm_torques(kp, q, dq, q0, bias, jacobian, mass, position, rotation, goal_position, goal_rotation, w, out):  # noqa: ANN001, ANN201
+def arm_torques(kp, q, dq, q0, bias, jacobian, mass, position, rotation, goal_position, goal_rotation, w, out):
     """Joint torques ``out`` (7,) in N m; see the module docstring. ``w`` is ``workspace()``."""
     inertia, full, ori, velocity, force, wrench, null, z = w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9]
     inverse_inertia(jacobian, mass, w, inertia)
@@ -195,7 +195,7 @@ def _clip(x: float, low: float, high: float) -> float:
 
 
 @numba.njit
-def set_goal(facts, action, position, rotation, gripper, delta, turn, goal_position, goal_rotation):  # noqa: ANN001, ANN201
+def set_goal(facts, action, position, rotation, gripper, delta, turn, goal_position, goal_rotation):
     """The goal of one arm for one control step, from its 7 actions, each in [-1, 1]; moves ``gripper`` (2,) by the sign of the last."""
     for r in range(3):
         goal_position[r] = position[r] + _clip(action[r], -1.0, 1.0) * facts[POSITION_SCALE]
@@ -210,14 +210,14 @@ def set_goal(facts, action, position, rotation, gripper, delta, turn, goal_posit
 
 
 @numba.njit
-def write_controls(ctrl, limits, first, values, n):  # noqa: ANN001, ANN201
+def write_controls(ctrl, limits, first, values, n):
     """ctrl[first : first + n] = values, clipped to the actuators' ranges."""
     for i in range(n):
         ctrl[first + i] = _clip(values[i], limits[2 * (first + i)], limits[2 * (first + i) + 1])
 
 
 @numba.njit
-def control_arms(h, memory, ids, facts, action):  # noqa: ANN001, ANN201
+def control_arms(h, memory, ids, facts, action):
     """One control step of all arms of one simulation: substeps x (mj_step1, torques, mj_step2). action (7 * number of arms,)."""
     n_arms, nv, nu = ids[0], ids[2], ids[3]
     jac, full_mass, jacobian, mass = np.zeros((6, nv)), np.zeros((nv, nv)), np.zeros((6, N_JOINTS)), np.zeros((N_JOINTS, N_JOINTS))
@@ -258,14 +258,14 @@ def control_arms(h, memory, ids, facts, action):  # noqa: ANN001, ANN201
 
 
 @numba.njit
-def write_quaternion(h, body, out):  # noqa: ANN001, ANN201
+def write_quaternion(h, body, out):
     """Orientation of a body as (x, y, z, w), robosuite's order."""
     wxyz = floats(h[XQUAT] + 32 * body, 4)
     out[0], out[1], out[2], out[3] = wxyz[1], wxyz[2], wxyz[3], wxyz[0]
 
 
 @numba.njit
-def observe_arm(h, ids, arm, out):  # noqa: ANN001, ANN201
+def observe_arm(h, ids, arm, out):
     """out (9,): grip site's position (m), hand *body*'s orientation (x, y, z, w), finger positions (m).
 
     The first two are those of the last substep's start, as in robosuite; the fingers are fresh.

@@ -32,7 +32,7 @@ _SIZE, _JOINTS, _POSITION, _YAW = slice(0, 3), slice(3, 10), slice(10, 12), 12  
 
 
 @control_kernel(__file__)
-def _control(handles, memory, ids, facts, action, reward):  # noqa: ANN001, ANN202
+def _control(handles, memory, ids, facts, action, reward):
     h, own, numbers = integers(handles, N_HANDLES), floats(memory, N_MEMORY), integers(ids, N_IDS)
     known = floats(facts, N_FACTS)
     osc.control_arms(h, own, numbers, known, floats(action, 7))
@@ -42,7 +42,7 @@ def _control(handles, memory, ids, facts, action, reward):  # noqa: ANN001, ANN2
 
 
 @observe_kernel(__file__)
-def _observe(handles, memory, ids, facts, obs):  # noqa: ANN001, ANN202
+def _observe(handles, memory, ids, facts, obs):
     h, numbers, out = integers(handles, N_HANDLES), integers(ids, N_IDS), floats(obs, N_OBS)
     osc.observe_arm(h, numbers, 0, out)
     cube = floats(h[XPOS] + 24 * numbers[CUBE], 3)

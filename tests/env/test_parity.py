@@ -16,7 +16,7 @@ from env.robomimic import reference
 from env.robomimic.lift import Lift
 
 ROUNDING = 1e-12  # below this a difference is rounding, not drift
-RANDOM_EPISODES, GRASP_EPISODES, NUDGED_GRASPS = 6, 20, 6
+RANDOM_EPISODES, GRASP_EPISODES, NUDGED_GRASPS = 4, 20, 4
 
 
 @pytest.fixture(scope="module")
