@@ -195,6 +195,13 @@ def drive(simulations, controls):
             mujoco.mj_step2(model, data)
 
 
+def look(simulations):
+    """Evaluate everything once more, without a step: that is no substep to record."""
+    for model, data in simulations:
+        data.ctrl[:] = 0
+        mujoco.mj_step1(model, data)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_replay_repeats_what_was_recorded_to_the_bit(threads):
     model = mujoco.MjModel.from_xml_string(PENDULUM)
@@ -202,7 +209,7 @@ def test_replay_repeats_what_was_recorded_to_the_bit(threads):
     for i, (_, data) in enumerate(simulations):
         data.qpos[0] = 0.1 * i
     controls = np.random.default_rng(0).standard_normal((11, 3))
-    tracks = record(lambda: drive(simulations, controls))
+    tracks = record(lambda: drive(simulations, controls[:5]) or look(simulations) or drive(simulations, controls[5:]))
     assert np.array_equal(np.array([t.controls for t in tracks])[:, :, 0], controls.T)
     replay = Replay(tracks, threads, work=33.0)
     for _ in range(2):  # and again, from the same start
@@ -375,15 +382,17 @@ def test_first_minibatch_has_ratio_one():
 
 
 def test_advantages_by_hand():
-    loop = make_loop(n_steps=2, n_envs=1)
+    loop = make_loop(n_steps=3, n_envs=1)
     loop.scaler = lambda rewards, firsts: rewards
     buffers = loop.collect()
-    buffers.rewards[:, 0], buffers.terminated[:, 0] = [1, 2], [0, 1]
-    advantages, returns = loop.advantages(buffers, np.array([[0.5], [0.25]]))
-    last = 2 - 0.25  # terminated: no future
-    first = 1 + 0.999 * 0.25 - 0.5 + 0.999 * 0.95 * last
-    np.testing.assert_allclose(advantages[:, 0], [first, last])
-    np.testing.assert_allclose(returns[:, 0], [first + 0.5, 2])
+    buffers.rewards[:, 0], buffers.terminated[:, 0] = [1, 2, 3], [0, 1, 0]
+    advantages, returns = loop.advantages(buffers, np.array([[0.5], [0.25], [0.125]]))
+    after = loop.policy.value(torch.from_numpy(buffers.last_obs).float()).item()
+    third = 3 + 0.999 * after - 0.125
+    second = 2 - 0.25  # terminated: neither a value nor an advantage from beyond
+    first = 1 + 0.999 * 0.25 - 0.5 + 0.999 * 0.95 * second
+    np.testing.assert_allclose(advantages[:, 0], [first, second, third], rtol=1e-6)
+    np.testing.assert_allclose(returns[:, 0], [first + 0.5, 2, third + 0.125], rtol=1e-6)
 
 
 def test_reward_scaler_and_clip_range_have_the_published_values():
