@@ -18,14 +18,16 @@ from env.errors import EnvError
 from model.types import ShapeError, StateDictError
 
 _REQUIRED = object()
-# What a person's configuration can cause while an object is being built; anything else is a bug and keeps its traceback.
+# What a person's configuration can cause while an object is being built; anything else is a bug and keeps its
+# traceback.
 _MENDABLE = (ValueError, TypeError, ImportError, AttributeError, KeyError, OSError, InstantiationException)
 
 
 def resolve_device(name: str | None = "auto") -> str:
     """Turn the configuration's ``device`` into a torch device string.
 
-    ``auto`` (or null) is the first GPU if there is one, else the CPU; ``cpu``, ``cuda`` and ``cuda:<i>`` are taken literally.
+    ``auto`` (or null) is the first GPU if there is one, else the CPU; ``cpu``, ``cuda`` and ``cuda:<i>`` are taken
+    literally.
 
     Raises:
         UsageError: unknown name, or a GPU that this machine does not have.
@@ -62,7 +64,8 @@ def seed_everything(seed: int) -> None:
 
 
 def read(cfg: Mapping[str, Any] | DictConfig, key: str, default: Any = _REQUIRED) -> Any:
-    """Value of the dotted ``key`` as plain Python (lists and dicts instead of OmegaConf's); ``default`` where it is absent.
+    """Value of the dotted ``key`` as plain Python (lists and dicts instead of OmegaConf's); ``default`` where it is
+    absent.
 
     Raises:
         UsageError: the key is absent and has no default, or its interpolation fails.
@@ -85,8 +88,8 @@ def build(node: Mapping[str, Any] | DictConfig, **extra: Any) -> Any:
     ``extra`` are further arguments by name. OmegaConf containers reach the constructor as plain lists and dicts.
 
     Raises:
-        UsageError: no ``_target_``, no such class, or its constructor refuses the arguments; says which key and why. Errors that already
-            speak to a person (``UsageError``, ``EnvError``) pass as they are.
+        UsageError: no ``_target_``, no such class, or its constructor refuses the arguments; says which key and why.
+            Errors that already speak to a person (``UsageError``, ``EnvError``) pass as they are.
     """
     target = node.get("_target_") if isinstance(node, Mapping | DictConfig) else None
     if not target:

@@ -1,7 +1,7 @@
 """Checkpoints: complete, safe to read, and never half written.
 
-A file holds tensors, numbers, strings, lists and dicts only, so ``torch.load(weights_only=True)`` reads it and nothing in it can run.
-Layout (version 1)::
+A file holds tensors, numbers, strings, lists and dicts only, so ``torch.load(weights_only=True)`` reads it and
+nothing in it can run. Layout (version 1)::
 
     format "d2ppo" | format_version | kind "pretrain" or "finetune" | epoch or itr
     model, ema            state dicts in the published layout (DPPO)
@@ -53,7 +53,8 @@ def save(path: str | os.PathLike[str], payload: dict[str, Any]) -> None:
     ``format``, ``format_version`` and ``versions`` are filled in where absent; numpy arrays are stored as tensors.
 
     Raises:
-        TypeError: something in the payload is neither tensor, array, str, int, float, bool, None, list, tuple nor dict; names where.
+        TypeError: something in the payload is neither tensor, array, str, int, float, bool, None, list, tuple nor
+            dict; names where.
         CheckpointError: weights that are not finite, or a disk that is full or not writable; the old file is intact.
     """
     payload = _storable({"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), **payload}, "")
@@ -61,7 +62,8 @@ def save(path: str | os.PathLike[str], payload: dict[str, Any]) -> None:
         for key, value in (payload.get(part) or {}).items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise CheckpointError(
-                    f"{path}: not written, because {part}[{key!r}] holds NaN or infinity. The last good checkpoint is intact"
+                    f"{path}: not written, because {part}[{key!r}] holds NaN or infinity. The last good checkpoint is "
+                    "intact"
                 )
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -70,7 +72,8 @@ def save(path: str | os.PathLike[str], payload: dict[str, Any]) -> None:
             file.write(buffer.getbuffer())
     except OSError as error:
         raise CheckpointError(
-            f"{path}: not written ({error.strerror or error}). An older file of that name is intact; free space or choose another "
+            f"{path}: not written ({error.strerror or error}). An older file of that name is intact; free space or "
+            "choose another "
             "logdir (environment variable DPPO_LOG_DIR)"
         ) from error
 
@@ -79,18 +82,20 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint, ours or a published one, onto the CPU. Nothing in the file is executed.
 
     Raises:
-        CheckpointError: absent (says what the folder holds), damaged, not a checkpoint, or of a newer version than this code.
+        CheckpointError: absent (says what the folder holds), damaged, not a checkpoint, or of a newer version than
+            this code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. {_folder_content(path)}")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path}: damaged (cut short?) or not a checkpoint: expected a torch zip file. Use an older checkpoint or copy it again"
+            f"{path}: damaged (cut short?) or not a checkpoint: expected a torch zip file. Use an older checkpoint or "
+            "copy it again"
         )
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - damaged files make torch.load raise almost anything
+    except Exception as error:  # damaged files make torch.load raise almost anything
         raise CheckpointError(
             f"{path}: damaged, or holds Python objects that are refused because they could run code "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
@@ -102,13 +107,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if not is_published(payload) and (payload["format"] != FORMAT or payload.get("kind") not in KINDS):
         raise CheckpointError(
-            f"{path}: format {payload['format']!r}, kind {payload.get('kind')!r}; expected {FORMAT!r} and one of {KINDS}"
+            f"{path}: format {payload['format']!r}, kind {payload.get('kind')!r}; expected {FORMAT!r} and one of "
+            f"{KINDS}"
         )
     if not is_published(payload):
         _check_sums(path)
     if payload.get("format_version", 0) > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {payload['format_version']}, but this code knows versions up to {FORMAT_VERSION}. Update the code"
+            f"{path}: format version {payload['format_version']}, but this code knows versions up to "
+            f"{FORMAT_VERSION}. Update the code"
         )
     return payload
 
@@ -126,16 +133,18 @@ def weights(payload: Mapping[str, Any], prefer_ema: bool = True) -> dict[str, to
 def load_policy(
     path: str | os.PathLike[str], config: Mapping[str, Any] | None = None, device: str = "cpu"
 ) -> nn.Module:
-    """Rebuild the policy of a checkpoint: averaged weights of a pre-training run, base and tuned weights of a fine-tuning run.
+    """Rebuild the policy of a checkpoint: averaged weights of a pre-training run, base and tuned weights of a
+    fine-tuning run.
 
     Args:
         path: our checkpoint, or a published one together with its ``config``.
-        config: configuration with a ``model`` section; None takes the checkpoint's own, from which only the project's own ``model``
-            classes are built (a file from elsewhere must not choose what runs).
+        config: configuration with a ``model`` section; None takes the checkpoint's own, from which only the project's
+            own ``model`` classes are built (a file from elsewhere must not choose what runs).
         device: where the policy goes.
 
     Returns:
-        The policy in evaluation mode, with two more attributes: ``normalizer`` (``env.normalizer.Normalizer`` or None) and ``config``.
+        The policy in evaluation mode, with two more attributes: ``normalizer`` (``env.normalizer.Normalizer`` or
+            None) and ``config``.
 
     Raises:
         CheckpointError: as ``load``; no configuration; or weights that do not fit it, with the first key that differs.
@@ -145,7 +154,8 @@ def load_policy(
         config = payload.get("config")
         if not config:
             raise CheckpointError(
-                f"{path}: a published checkpoint carries no configuration; give the one it was trained with (config=...)"
+                f"{path}: a published checkpoint carries no configuration; give the one it was trained with "
+                "(config=...)"
             )
         _check_trusted(config.get("model"), f"{path}: config.model")
     if "model" not in config:
@@ -160,7 +170,7 @@ def load_policy(
     except StateDictError as error:
         hint = ""
         if any(key.startswith("actor_ft.") for key in state) and not hasattr(policy, "actor_ft"):
-            hint = ". This is a fine-tuned checkpoint: model._target_ must be its PPO class (PPODiffusion), which loads base and tuned weights"
+            hint = ". A fine-tuned checkpoint: model._target_ must be its PPO class, which holds base and tuned weights"
         raise CheckpointError(f"{error}{hint}") from error
     policy.normalizer = normalizer(payload)
     policy.config = config
@@ -224,7 +234,8 @@ def versions() -> dict[str, str]:
 
 
 def _storable(value: Any, where: str) -> Any:
-    """``value`` with arrays as tensors. Exact types: a numpy float is a float to Python, but not to a reader that refuses arbitrary objects."""
+    """``value`` with arrays as tensors. Exact types: a numpy float is a float to Python, but not to a reader that
+    refuses arbitrary objects."""
     if type(value) in _PLAIN or isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -239,16 +250,19 @@ def _storable(value: Any, where: str) -> Any:
                 )
         return {key: _storable(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
     raise TypeError(
-        f"{where or 'payload'}: a {type(value).__module__}.{type(value).__qualname__} cannot go into a checkpoint; expected tensor, array, str, "
+        f"{where or 'payload'}: a {type(value).__module__}.{type(value).__qualname__} cannot go into a checkpoint; "
+        "expected tensor, array, str, "
         "int, float, bool, None, list, tuple or dict"
     )
 
 
 def _check_trusted(node: Any, where: str) -> None:
-    """A configuration that came inside a file may name only classes defined under ``model``, and may not look anything up."""
+    """A configuration that came inside a file may name only classes defined under ``model``, and may not look
+    anything up."""
     if isinstance(node, str) and "${" in node:
         raise CheckpointError(
-            f"{where}: holds the interpolation {node!r}; a stored configuration is resolved. Give config=... if you trust it"
+            f"{where}: holds the interpolation {node!r}; a stored configuration is resolved. Give config=... if you "
+            "trust it"
         )
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):

@@ -15,8 +15,9 @@ TEMPORARY_SUFFIX = ".part"
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; when the block ends well it replaces ``path`` in one step, on disk.
 
-    Whatever goes wrong in between (a full disk, an exception, Ctrl-C), ``path`` keeps its old content and the temporary file is
-    removed. After a SIGKILL it may stay behind: ``remove_leftovers`` clears it. Missing parent folders are made.
+    Whatever goes wrong in between (a full disk, an exception, Ctrl-C), ``path`` keeps its old content and the
+    temporary file is removed. After a SIGKILL it may stay behind: ``remove_leftovers`` clears it. Missing parent
+    folders are made.
 
     Raises:
         OSError: as the file system reports it; callers turn it into their own error.
@@ -47,7 +48,8 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut. Some file systems cannot sync a folder; then the rename is as safe as it gets."""
+    """Make the rename itself survive a power cut. Some file systems cannot sync a folder; then the rename is as safe
+    as it gets."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

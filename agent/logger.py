@@ -1,7 +1,7 @@
 """What a run leaves behind: ``metrics.jsonl``, ``result.json``, ``config.yaml``, console lines, and WandB where wanted.
 
-A run directory belongs to one running process at a time. Rows of ``metrics.jsonl`` are whole lines; wall-clock figures have keys that
-start with ``time/``, so that two runs can be compared without them.
+A run directory belongs to one running process at a time. Rows of ``metrics.jsonl`` are whole lines; wall-clock
+figures have keys that start with ``time/``, so that two runs can be compared without them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _MEND = "Choose another logdir (environment variable DPPO_LOG_DIR sets where run
 
 
 def locate_run(cfg: Mapping[str, Any] | DictConfig) -> tuple[Path, bool]:
-    """Where the run lives and whether it goes on: from ``logdir`` and ``resume`` (null | true | the run directory or a file in it).
+    """Where the run lives and whether it goes on: from ``logdir`` and ``resume`` (null | true | the run directory or
+    a file in it).
 
     Raises:
         RunDirError: ``resume`` is a path that does not exist.
@@ -51,7 +52,8 @@ def claim_run_dir(logdir: str | os.PathLike[str], resume: bool = False) -> int |
     """Make ``logdir`` and lock it for this process. Leftovers of a killed process are cleared.
 
     Returns:
-        The descriptor that holds the lock until it is closed or the process ends; None where the file system knows no locks.
+        The descriptor that holds the lock until it is closed or the process ends; None where the file system knows no
+        locks.
 
     Raises:
         RunDirError: it already holds a run (and ``resume`` is off), another process is using it, or it is not writable.
@@ -84,7 +86,8 @@ class RunLogger:
 
     Args:
         logdir: the run directory, made if absent (``locate_run`` finds it).
-        cfg: the configuration; stored as ``config.yaml`` unless the run already has one. With ``cfg.wandb`` null WandB is never imported.
+        cfg: the configuration; stored as ``config.yaml`` unless the run already has one. With ``cfg.wandb`` null
+            WandB is never imported.
         resume: go on in a directory that holds a run; call ``truncate_after`` with the step resumed from.
 
     Raises:
@@ -117,7 +120,8 @@ class RunLogger:
         return self.logdir / METRICS
 
     def log(self, step_key: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one row ``{step_key: step, **metrics}``. Values are numbers or 0-d tensors; NaN and infinity become null.
+        """Append one row ``{step_key: step, **metrics}``. Values are numbers or 0-d tensors; NaN and infinity become
+        null.
 
         Raises:
             RunDirError: the row cannot be written (disk full).
@@ -132,7 +136,8 @@ class RunLogger:
             raise self._unwritable(METRICS, error) from error
         if written < len(line):
             raise RunDirError(
-                f"logdir: {self.metrics_path} cannot be written, the disk is full. Free space and go on with resume=true"
+                f"logdir: {self.metrics_path} cannot be written, the disk is full. Free space and go on with "
+                "resume=true"
             )
         if self._wandb is not None:
             self._wandb.log({key: value for key, value in row.items() if value is not None})
@@ -146,7 +151,8 @@ class RunLogger:
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
     def truncate_after(self, key: str, value: int) -> int:
-        """Drop rows whose ``key`` is beyond ``value`` (a killed run logged them after its last checkpoint); returns how many."""
+        """Drop rows whose ``key`` is beyond ``value`` (a killed run logged them after its last checkpoint); returns
+        how many."""
         rows = self.rows()
         kept = [row for row in rows if key not in row or row[key] <= value]
         if len(kept) < len(rows):
@@ -233,7 +239,8 @@ def _plain(value: Any) -> Any:
 
 
 def _start_wandb(logdir: Path, cfg: Mapping[str, Any] | DictConfig, resume: bool) -> Any:
-    """Start WandB: online with an account, else offline. A resumed run keeps its id. Trouble with the service is never the run's trouble."""
+    """Start WandB: online with an account, else offline. A resumed run keeps its id. Trouble with the service is
+    never the run's trouble."""
     try:
         import wandb  # only where wanted: wandb=null must work without the package
     except ImportError as error:
@@ -274,6 +281,7 @@ def _wandb_mode(wandb: Any, wanted: str) -> str:
         if wandb.login(prompt=False):
             return "online"
     log.warning(
-        "wandb: no account is configured here; recording offline under the run directory (`wandb login` for online, wandb=null for none)"
+        "wandb: no account is configured here; recording offline under the run directory (`wandb login` for online, "
+        "wandb=null for none)"
     )
     return "offline"

@@ -36,7 +36,8 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
 
 
 def bootstrap_interval(values: Any, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values (n,)``; same seed, same interval. No values: ``(nan, nan)``.
+    """Percentile bootstrap interval of the mean of ``values (n,)``; same seed, same interval. No values: ``(nan,
+    nan)``.
 
     Raises:
         ValueError: values that are not finite numbers in one dimension, or a level outside (0, 1).
@@ -58,7 +59,8 @@ def bootstrap_interval(values: Any, level: float = 0.95, resamples: int = 10_000
 
 
 def explained_variance(predictions: Tensor, targets: Tensor) -> float:
-    """``1 - Var(targets - predictions) / Var(targets)``: 1 is perfect, 0 no better than a constant; constant targets: NaN."""
+    """``1 - Var(targets - predictions) / Var(targets)``: 1 is perfect, 0 no better than a constant; constant targets:
+    NaN."""
     variance = float(targets.double().var(correction=0))
     if not variance > 0.0:
         return math.nan
@@ -66,7 +68,8 @@ def explained_variance(predictions: Tensor, targets: Tensor) -> float:
 
 
 class RunningMeanStd:
-    """Mean and unbiased variance of everything seen, merged batch by batch (Chan et al.), in float64; starts as mean 0, variance 1.
+    """Mean and unbiased variance of everything seen, merged batch by batch (Chan et al.), in float64; starts as mean
+    0, variance 1.
 
     The published merge (spec 1.12) with its prior weight of ``count`` observations.
     """
@@ -97,7 +100,8 @@ class RunningMeanStd:
 
 
 class RunningMean:
-    """Weighted means of named 0-d tensors over minibatches; they stay on their device, only ``compute`` synchronises."""
+    """Weighted means of named 0-d tensors over minibatches; they stay on their device, only ``compute``
+    synchronises."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = {}

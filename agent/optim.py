@@ -14,7 +14,8 @@ from agent.errors import UsageError
 
 
 def cosine_with_warmup(step: int, cycle_steps: int, warmup_steps: int, max_lr: float, min_lr: float) -> float:
-    """Learning rate after ``step`` scheduler steps: linear from ``min_lr`` to ``max_lr``, then half a cosine back; again each cycle."""
+    """Learning rate after ``step`` scheduler steps: linear from ``min_lr`` to ``max_lr``, then half a cosine back;
+    again each cycle."""
     k = step % cycle_steps
     if k < warmup_steps:
         return min_lr + (max_lr - min_lr) * k / warmup_steps
@@ -54,7 +55,8 @@ class CosineAnnealingWarmupRestarts:
             )
         if not 0.0 <= self.min_lr <= min(self.max_lrs):
             raise UsageError(
-                f"lr_scheduler: expected 0 <= min_lr <= learning rate, found min_lr={min_lr}, learning rate {self.max_lrs}"
+                f"lr_scheduler: expected 0 <= min_lr <= learning rate, found min_lr={min_lr}, learning rate "
+                f"{self.max_lrs}"
             )
         self.steps = 0
         self._apply()
@@ -84,13 +86,15 @@ class CosineAnnealingWarmupRestarts:
 
 
 class EMA:
-    """Exponential moving average of a model's parameters: ``ema = d * ema + (1 - d) * model``. Buffers are not averaged.
+    """Exponential moving average of a model's parameters: ``ema = d * ema + (1 - d) * model``. Buffers are not
+    averaged.
 
     Args:
         model: whose parameters are followed; the average starts as a copy.
         decay: ``d``; 0.995 in every published configuration.
-        warmup: let the decay grow as ``min(d, (1 + n) / (10 + n))`` over the first ``n`` updates, so that the average of a short run is not its
-            beginning. Meant for one update per step; the published per-epoch average has none.
+        warmup: let the decay grow as ``min(d, (1 + n) / (10 + n))`` over the first ``n`` updates, so that the average
+            of a short run is not its beginning. Meant for one update per step; the published per-epoch average has
+            none.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
@@ -113,7 +117,8 @@ class EMA:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's ``state_dict`` with averaged parameters: same keys, ready to load into a model. Tensors are copies."""
+        """The model's ``state_dict`` with averaged parameters: same keys, ready to load into a model. Tensors are
+        copies."""
         with self.applied():
             return {key: value.detach().clone() for key, value in self.model.state_dict().items()}
 

@@ -35,8 +35,8 @@ def read_demos(path: str | os.PathLike[str], use_img: bool = False) -> dict[str,
     """The arrays of a demonstration file, checked. Images are read only with ``use_img``.
 
     Raises:
-        DatasetError: absent, a pickle, damaged, an array missing or of a wrong shape, values that are not finite or not normalised,
-            lengths that do not add up.
+        DatasetError: absent, a pickle, damaged, an array missing or of a wrong shape, values that are not finite or
+            not normalised, lengths that do not add up.
     """
     path = Path(path).expanduser()
     _check_kind(path)
@@ -105,7 +105,8 @@ def save_demos(
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise ``DatasetError`` for the first rule of the module docstring that ``arrays`` break; ``where`` names the file."""
+    """Raise ``DatasetError`` for the first rule of the module docstring that ``arrays`` break; ``where`` names the
+    file."""
     lengths = arrays["traj_lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.size == 0 or int(lengths.min()) < 1:
         raise DatasetError(f"{where}: traj_lengths: expected (E,) positive integers, found {_describe(lengths)}")
@@ -129,7 +130,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
 def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise DatasetError(
-            f"{path}: no such demonstration file. Make one with `python script/collect_demos.py --task <task>` (for instance --task lift), or "
+            f"{path}: no such demonstration file. Make one with `python script/collect_demos.py --task <task>` (for "
+            "instance --task lift), or "
             "set DPPO_DATA_DIR (or train_dataset_path) to where the downloaded data are"
         )
     with path.open("rb") as file:
@@ -154,7 +156,8 @@ def _check_range(array: np.ndarray, where: str) -> None:
     if outside.any():
         index = tuple(int(i) for i in np.argwhere(outside)[0])
         raise DatasetError(
-            f"{where}{list(index)} is {array[index]:g}; expected values in [-1, 1]: the file is not normalised. Normalise it with the min and "
+            f"{where}{list(index)} is {array[index]:g}; expected values in [-1, 1]: the file is not normalised. "
+            "Normalise it with the min and "
             "max in normalization.npz (env.normalizer.Normalizer), or collect it with `python script/collect_demos.py`"
         )
 

@@ -1,8 +1,8 @@
 """Demonstrations, cut into overlapping action chunks: the supervised loop's data.
 
-Every start ``i`` of a trajectory with ``i + Ta <= its length`` is a sample: the actions ``i ... i + Ta - 1`` and the ``To``
-observations up to ``i``, oldest first (before the trajectory began, its first one is repeated). Everything lies on the device as one
-tensor per kind; a batch is a few gathers, with no Python per sample.
+Every start ``i`` of a trajectory with ``i + Ta <= its length`` is a sample: the actions ``i ... i + Ta - 1`` and the
+``To`` observations up to ``i``, oldest first (before the trajectory began, its first one is repeated). Everything
+lies on the device as one tensor per kind; a batch is a few gathers, with no Python per sample.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class StitchedSequenceDataset:
         for key, expected, found in (("obs_dim", obs_dim, self.obs_dim), ("action_dim", action_dim, self.action_dim)):
             if expected != found:
                 raise DatasetError(
-                    f"{self.path}: expected {key}={expected} as configured, found {found} columns. The file belongs to another task (or was "
+                    f"{self.path}: expected {key}={expected} as configured, found {found} columns. The file belongs "
+                    "to another task (or was "
                     f"collected with other low_dim_keys): give the right train_dataset_path, or set {key}={found}"
                 )
 
@@ -116,7 +117,8 @@ class StitchedSequenceDataset:
         Neighbouring chunks overlap, so dividing chunk by chunk would validate on what was trained on.
 
         Args:
-            train_fraction: share of the trajectories to train on, in (0, 1]; 1 leaves the validation set empty. Else each side gets at least one.
+            train_fraction: share of the trajectories to train on, in (0, 1]; 1 leaves the validation set empty. Else
+                each side gets at least one.
             generator: draws which (on the CPU).
 
         Raises:
@@ -130,7 +132,8 @@ class StitchedSequenceDataset:
         usable = torch.unique(self._trajectory)
         if usable.numel() < 2:
             raise DatasetError(
-                f"{self.path}: only {usable.numel()} trajectory is long enough; train.train_split below 1 needs at least two"
+                f"{self.path}: only {usable.numel()} trajectory is long enough; train.train_split below 1 needs at "
+                "least two"
             )
         n_train = min(max(round(train_fraction * usable.numel()), 1), usable.numel() - 1)
         chosen = usable[torch.randperm(usable.numel(), generator=generator)[:n_train]]
@@ -141,14 +144,16 @@ class StitchedSequenceDataset:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _index(self, total: int) -> None:
-        """Every start whose chunk ends within its trajectory: row in the file, first row and number of its trajectory."""
+        """Every start whose chunk ends within its trajectory: row in the file, first row and number of its
+        trajectory."""
         ends = np.cumsum(self.traj_lengths)
         rows = np.arange(total)
         trajectory = np.repeat(np.arange(len(ends)), self.traj_lengths)
         fits = rows + self.horizon_steps <= ends[trajectory]
         if not fits.any():
             raise DatasetError(
-                f"{self.path}: no trajectory is as long as a chunk: horizon_steps={self.horizon_steps}, longest trajectory "
+                f"{self.path}: no trajectory is as long as a chunk: horizon_steps={self.horizon_steps}, longest "
+                "trajectory "
                 f"{int(self.traj_lengths.max())} steps"
             )
         self._starts = self._tensor(rows[fits])
@@ -156,6 +161,7 @@ class StitchedSequenceDataset:
         self._trajectory = torch.from_numpy(trajectory[fits])
 
     def _history(self, starts: Tensor, first: Tensor, steps: int) -> Tensor:
-        """Rows ``(B, steps)`` of the observations up to each start, oldest first, never before the trajectory's first."""
+        """Rows ``(B, steps)`` of the observations up to each start, oldest first, never before the trajectory's
+        first."""
         back = torch.arange(steps - 1, -1, -1, device=self.device)
         return torch.maximum(starts[:, None] - back, first[:, None])

@@ -1,8 +1,9 @@
 """Supervised pre-training: one loop for every policy that has ``loss(batch, generator) -> Losses``.
 
-An epoch is: all batches (AdamW), schedule, average, validation if due, log, save. The published recipe (spec 1.4) averages weights
-and moves the learning rate once per epoch; both can do so per step. A run that is killed goes on exactly where its last checkpoint
-was taken: weights, averages, optimiser, schedule and every random number generator are in it, and metrics beyond it are cut.
+An epoch is: all batches (AdamW), schedule, average, validation if due, log, save. The published recipe (spec 1.4)
+averages weights and moves the learning rate once per epoch; both can do so per step. A run that is killed goes on
+exactly where its last checkpoint was taken: weights, averages, optimiser, schedule and every random number generator
+are in it, and metrics beyond it are cut.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class PretrainAgent:
             )
         self.policy = build(cfg.model).to(self.device)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+            self.policy.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.schedule = CosineAnnealingWarmupRestarts(
             self.optimizer,
@@ -83,7 +84,11 @@ class PretrainAgent:
         logdir, resume = locate_run(cfg)
         self.logger = RunLogger(logdir, cfg, resume)
         if resume:
-            self._restore(logdir)
+            try:
+                self._restore(logdir)
+            except BaseException:
+                self.logger.close()
+                raise
 
     def run(self) -> dict[str, Any]:
         """Train to the end.
@@ -148,8 +153,8 @@ class PretrainAgent:
     def _after_epoch(self) -> None:
         """Learning rate and average where they go by epochs.
 
-        Published: before ``epoch_start_ema`` the average is overwritten every ``update_ema_freq`` epochs. Here it is overwritten every
-        epoch, so that a short run's average is not its random initialisation.
+        Published: before ``epoch_start_ema`` the average is overwritten every ``update_ema_freq`` epochs. Here it is
+        overwritten every epoch, so that a short run's average is not its random initialisation.
         """
         settings = self.settings
         if settings.schedule_per == "epoch":
@@ -162,7 +167,8 @@ class PretrainAgent:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Every part of the loss on the held-out trajectories, of the trained and of the averaged weights, always with the same noise."""
+        """Every part of the loss on the held-out trajectories, of the trained and of the averaged weights, always
+        with the same noise."""
         metrics = {}
         self.policy.eval()
         for prefix, averaged in (("val", False), ("val_ema", True)):
@@ -181,7 +187,8 @@ class PretrainAgent:
             means.add({"loss": losses.total, **losses.parts}, weight=len(chosen))
 
     def _diagnose(self) -> dict[str, float]:
-        """What the policy says of its regulariser on one batch (``policy.diagnostics``, where it has one). Shifts no random numbers."""
+        """What the policy says of its regulariser on one batch (``policy.diagnostics``, where it has one). Shifts no
+        random numbers."""
         diagnostics = getattr(self.policy, "diagnostics", None)
         if diagnostics is None:
             return {}
@@ -270,9 +277,7 @@ class PretrainAgent:
     def _finish(self) -> dict[str, Any]:
         rows = [row for row in self.logger.rows() if "train/loss" in row]
         last = rows[-1] if rows else {}
-        if (
-            not self._path().exists()
-        ):  # a finished run, resumed with nothing left to do but an earlier numbered checkpoint removed
+        if not self._path().exists():  # resumed with fewer n_epochs than were trained
             self._save(numbered=True)
         picture = loss_curve(rows, self.logger.logdir / "loss.png", read(self.cfg, "name", "pre-training"))
         result = {
@@ -292,20 +297,23 @@ class PretrainAgent:
 
 
 def _load_normalizer(cfg: DictConfig) -> Normalizer | None:
-    """The statistics the demonstrations were normalised with; they go into every checkpoint. None with ``normalization_path: null``."""
+    """The statistics the demonstrations were normalised with; they go into every checkpoint. None with
+    ``normalization_path: null``."""
     path = read(cfg, "normalization_path", None)
     if path is None:
         return None
     if not Path(path).expanduser().is_file():
         raise DatasetError(
-            f"normalization_path: {path} does not exist. `python script/collect_demos.py --task <task>` writes it beside the demonstrations; "
+            f"normalization_path: {path} does not exist. `python script/collect_demos.py --task <task>` writes it "
+            "beside the demonstrations; "
             "with data from elsewhere give the file that belongs to them, or null if there is none"
         )
     normalizer = Normalizer.load(Path(path).expanduser())
     for key, found in (("obs_dim", normalizer.obs_dim), ("action_dim", normalizer.action_dim)):
         if read(cfg, key) != found:
             raise DatasetError(
-                f"normalization_path: {path} has {found} columns, expected {key}={read(cfg, key)}: it belongs to another task"
+                f"normalization_path: {path} has {found} columns, expected {key}={read(cfg, key)}: it belongs to "
+                "another task"
             )
     return normalizer
 
@@ -317,8 +325,8 @@ def _generator(seed: int, purpose: int, device: str = "cpu", step: int = 0) -> t
 
 
 def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """``rows`` in batches of ``size``; the last one holds what remains. A single remaining sample joins the batch before it: alone it
-    has no pair to be dispersed from, and its gradient is mostly noise."""
+    """``rows`` in batches of ``size``; the last one holds what remains. A single remaining sample joins the batch
+    before it: alone it has no pair to be dispersed from, and its gradient is mostly noise."""
     pieces = list(rows.split(size))
     if len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]

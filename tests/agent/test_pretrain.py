@@ -1,7 +1,7 @@
 """Pre-training: exact resumption after a kill, determinism, what is learned and recorded, and what is refused.
 
-The policy is a stand-in with everything that must survive a kill: parameters, a buffer, dropout (global random numbers) and noise (the run's
-own generator).
+The policy is a stand-in with everything that must survive a kill: parameters, a buffer, dropout (global random
+numbers) and noise (the run's own generator).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
-from torch.nn import functional
 
 from agent import checkpoint
 from agent.dataset.demos import save_demos
 from agent.errors import CheckpointError, DatasetError, RunDirError, UsageError
 from agent.pretrain import pretrain
+from agent.pretrain.plot import loss_curve
 from agent.pretrain.pretrain import PretrainAgent
 from env.normalizer import Normalizer
 from model.types import Losses, NonFiniteError
@@ -75,9 +75,11 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _quick(monkeypatch):
+    """One thread, and no picture (drawing takes longer than training)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr(pretrain, "loss_curve", lambda *_: None)
     yield
     torch.set_num_threads(before)
 
@@ -100,7 +102,10 @@ def _cfg(data: Path, logdir: Path, **overrides):
                 "train_split": 0.8, "val_freq": 2, "log_freq": 1, "diagnostics_freq": 100,
             },
             "ema": {"decay": 0.9, "per": "epoch"},
-            "model": {"_target_": f"{__name__}.ToyPolicy", "obs_dim": "${obs_dim}", "action_dim": "${action_dim}", "horizon_steps": HORIZON},
+            "model": {
+                "_target_": f"{__name__}.ToyPolicy", "obs_dim": "${obs_dim}", "action_dim": "${action_dim}",
+                "horizon_steps": HORIZON,
+            },
         }
     )  # fmt: skip
     for key, value in overrides.items():
@@ -143,11 +148,14 @@ _STEPWISE = {"ema__per": "step", "train__lr_scheduler__per": "step"}
 
 @pytest.mark.parametrize("settings", [{}, _STEPWISE], ids=["by epoch", "by step"])
 def test_a_killed_run_resumed_is_the_uninterrupted_run(data, tmp_path, settings):
-    n = 150
+    n = 120
     settings = {"train__n_epochs": n, "train__save_model_freq": 7, **settings}
     cfg = _cfg(data, tmp_path / "killed", train__latest_every_s=0.0, **settings)
     module = sys.modules[__name__]
-    code = f"import sys, torch; torch.set_num_threads(1); import {__name__} as t; t.PretrainAgent(t.OmegaConf.create(sys.argv[1])).run()"
+    code = (
+        f"import sys, torch; torch.set_num_threads(1); import {__name__} as t\n"
+        "t.PretrainAgent(t.OmegaConf.create(sys.argv[1])).run()"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(module.__file__).parent), *sys.path])}
     process = subprocess.Popen(
         [sys.executable, "-c", code, OmegaConf.to_yaml(cfg)], env=environment, stderr=subprocess.PIPE
@@ -156,7 +164,7 @@ def test_a_killed_run_resumed_is_the_uninterrupted_run(data, tmp_path, settings)
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
         time.sleep(0.005)
-    time.sleep(random.uniform(0.0, 0.25))
+    time.sleep(random.uniform(0.0, 0.2))
     process.kill()
     assert process.wait() == -signal.SIGKILL  # it was still running
     process.stderr.close()
@@ -245,7 +253,8 @@ def test_a_single_left_over_sample_joins_the_last_batch(data, tmp_path):
     assert agent.policy.sizes == [24]
 
 
-def test_it_learns_and_reports(data, tmp_path):
+def test_it_learns_and_reports(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "loss_curve", loss_curve)
     result = PretrainAgent(_cfg(data, tmp_path / "a", train__n_epochs=60, train__train_split=0.6)).run()
     rows = _rows(tmp_path / "a")
     assert rows[-1]["train/loss"] < 0.6 * rows[0]["train/loss"]
@@ -332,6 +341,7 @@ def test_a_run_directory_is_not_overwritten(data, tmp_path):
         PretrainAgent(_cfg(data, tmp_path / "a"))
     with pytest.raises(UsageError, match=r"resume: train\.batch_size was 5.*is 4"):
         PretrainAgent(_cfg(data, tmp_path / "a", resume=True, train__batch_size=4))
+    PretrainAgent(_cfg(data, tmp_path / "a", resume=True))  # a refused attempt holds nothing
 
 
 class DiagnosedPolicy(ToyPolicy):
@@ -405,11 +415,13 @@ def test_missing_keys_are_named(data, tmp_path):
 def _diffusion_cfg(data: Path, logdir: Path, **overrides):
     """The real policy: a small residual denoiser with a dispersive loss on its hidden features."""
     network = {
-        "_target_": "model.diffusion.mlp_diffusion.DiffusionMLP", "action_dim": ACTION_DIM, "horizon_steps": HORIZON, "cond_dim": OBS_DIM,
+        "_target_": "model.diffusion.mlp_diffusion.DiffusionMLP", "action_dim": ACTION_DIM, "horizon_steps": HORIZON,
+        "cond_dim": OBS_DIM,
         "time_dim": 8, "mlp_dims": [31, 31, 31], "residual_style": True,
     }  # fmt: skip
     model = {
-        "_target_": "model.diffusion.diffusion.DiffusionModel", "network": network, "horizon_steps": HORIZON, "obs_dim": OBS_DIM,
+        "_target_": "model.diffusion.diffusion.DiffusionModel", "network": network, "horizon_steps": HORIZON,
+        "obs_dim": OBS_DIM,
         "action_dim": ACTION_DIM, "denoising_steps": 7, "use_dispersive_loss": True,
     }  # fmt: skip
     cfg = _cfg(data, logdir, **overrides)
