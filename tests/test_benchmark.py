@@ -198,7 +198,6 @@ def drive(simulations, controls):
 def look(simulations):
     """Evaluate everything once more, without a step: that is no substep to record."""
     for model, data in simulations:
-        data.ctrl[:] = 0
         mujoco.mj_step1(model, data)
 
 
@@ -349,7 +348,7 @@ def make_loop(n_steps=6, n_envs=3):
     steps = {"denoising_steps": STEPS, "ft_denoising_steps": TUNED, "update_epochs": 2, "log_prob_split": 5}
     settings = LoopSettings(n_envs=n_envs, n_steps=n_steps, batch_size=9, **sizes, **steps)
     ends = np.zeros((n_steps, n_envs), bool)
-    if n_steps > 2:
+    if n_envs > 1:
         ends[2, 1] = True
     return ReferenceLoop(settings, Corridor(np.ones((n_steps, n_envs)), ends), seed=0)
 
