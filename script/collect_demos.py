@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from agent.dataset.sequence import save_demos  # noqa: E402
+from agent.dataset.demos import save_demos  # noqa: E402
 from agent.errors import DatasetError, UsageError  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
 from agent.metrics import wilson_interval  # noqa: E402

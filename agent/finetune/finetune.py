@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from agent import checkpoint
 from agent.agent import build, resolve_device, seed_everything
@@ -44,7 +45,15 @@ class FinetuneAgent:
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         logdir, resume = locate_run(cfg)
         self.logger = RunLogger(logdir, cfg, resume)
-        resumed = resume_point(logdir, cfg) if resume else None
+        try:
+            self._build(resume_point(logdir, cfg) if resume else None)
+        except BaseException:
+            self.logger.close()
+            raise
+
+    def _build(self, resumed: dict[str, Any] | None) -> None:
+        """Policy, worlds and algorithm; from ``resumed``, the run's own checkpoint, if there is one."""
+        cfg = self.cfg
         self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
         payload = resumed or checkpoint.load(self.base_path)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
@@ -65,11 +74,20 @@ class FinetuneAgent:
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns (and writes to ``result.json``) what came out."""
+        try:
+            with logging_redirect_tqdm():
+                return self._run()
+        finally:
+            self.logger.close()
+            for venv in (self.venv, self.eval_env):
+                venv.close()
+
+    def _run(self) -> dict[str, Any]:
         rollout: Rollout | None = None
         if self.before is None:
             self.before = self._measure_base()
         n_iterations, last_save, last_tick = self.train["n_train_itr"], time.monotonic(), time.monotonic()
-        bar = tqdm(total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True)
+        bar = tqdm(total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None)
         while self.iteration < n_iterations:
             metrics: dict[str, float] = {}
             if self.iteration > 0 and self.iteration % self.train["val_freq"] == 0:
@@ -86,15 +104,28 @@ class FinetuneAgent:
             last_tick = now
             self.logger.log("itr", self.iteration, metrics)
             bar.update()
+            self._say(metrics)
             numbered = self.iteration % self.train["save_model_freq"] == 0 or self.iteration == n_iterations
             if numbered or now - last_save >= self.train["latest_every_s"]:
                 self._save(numbered)
                 last_save = time.monotonic()
         bar.close()
-        result = self._finish()
-        for venv in (self.venv, self.eval_env):
-            venv.close()
-        return result
+        return self._finish()
+
+    def _say(self, metrics: dict[str, float]) -> None:
+        """One console line per iteration."""
+        left = (self.train["n_train_itr"] - self.iteration) * metrics["time/iteration"]
+        log.info(
+            "itr %d/%d  success %.3f (exploring)  kl %.4f  explained variance %.2f  %s env steps/s  %.0f s/itr, %.1f min left",
+            self.iteration,
+            self.train["n_train_itr"],
+            metrics["train/success_rate"],
+            metrics["approx_kl"],
+            metrics["explained_variance"],
+            f"{metrics['time/env_steps_per_s']:,.0f}",
+            metrics["time/iteration"],
+            left / 60,
+        )
 
     def _load_base(self, payload: dict[str, Any]) -> None:
         """Weights to start from: of a pre-trained policy, or all of a fine-tuned one."""
@@ -118,7 +149,7 @@ class FinetuneAgent:
 
     def _evaluate(self) -> dict[str, float]:
         result = self._run_evaluation(self.train["eval_seed"], self.train["eval_episodes"], "evaluate")
-        tqdm.write(f"iteration {self.iteration}: {result}")
+        log.info("itr %d  %s", self.iteration, result)
         render, count = self.train["render"], self.iteration // self.train["val_freq"]
         if self.cfg.env.save_video and render["num"] > 0 and count % render["freq"] == 0:
             self._video(f"itr_{self.iteration}", render["num"])
@@ -168,7 +199,7 @@ class FinetuneAgent:
             "algorithm": self.algorithm.state_dict(),
             "generator": self.generator.get_state(),
             "rng": checkpoint.rng_state(),
-            "normalizer": checkpoint.normalizer_tensors(self.normalizer),
+            "normalizer": self.normalizer.to_dict(),
             "config": OmegaConf.to_container(cfg, resolve=True),
             "extra": {
                 "base_policy_path": str(self.base_path),

@@ -1,0 +1,136 @@
+"""Fine-tuning: a kill at any moment, then resume, equals the run that was left alone, bit for bit; one seed, one result."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent import checkpoint
+from agent.errors import CheckpointError, RunDirError, UsageError
+from agent.finetune.finetune import FinetuneAgent
+from tests.smoke import runs
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "state_0.pt"
+    runs.save_untrained_base(path)
+    return path
+
+
+def finetune(base: Path, logdir: Path, *overrides: str) -> Path:
+    FinetuneAgent(runs.finetune_config(f"base_policy_path={base}", f"logdir={logdir}", *overrides)).run()
+    return logdir
+
+
+def start(base: Path, logdir: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.smoke.runs", str(base), str(logdir), *overrides]
+    return subprocess.Popen(command, cwd=runs.ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def rows(logdir: Path) -> list[dict]:
+    """Metrics without wall-clock figures."""
+    lines = (logdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Weights, optimisers, schedules, random numbers and metrics, bit for bit."""
+    assert rows(a) == rows(b)
+    one, two = (dict(_tensors(checkpoint.load(x / "checkpoint" / "latest.pt"))) for x in (a, b))
+    ignored = ("config.", "extra.wall_seconds", "extra.before.seconds", "versions")
+    one, two = ({k: v for k, v in x.items() if not k.startswith(ignored)} for x in (one, two))
+    assert one.keys() == two.keys()
+    different = [k for k in one if not (torch.equal(one[k], two[k]) if isinstance(one[k], torch.Tensor) else one[k] == two[k])]
+    assert not different
+
+
+def _tensors(node, path=""):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _tensors(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from _tensors(value, f"{path}.{i}")
+    else:
+        yield path, node
+
+
+@pytest.mark.parametrize(("reset", "n_kills"), [("true", 2), ("false", 1)])
+def test_killed_and_resumed_equals_uninterrupted(base, tmp_path, reset, n_kills):
+    overrides = [f"env.reset_at_iteration={reset}", "train.n_steps=7", "train.n_train_itr=20", "train.save_model_freq=10"]  # 14 of 16 steps: mid-episode
+    whole = finetune(base, tmp_path / "whole", *overrides)
+    cut, rng, kills = tmp_path / "cut", random.Random(7), 0
+    while not (cut / "result.json").exists():
+        resume = ["resume=true"] if any((cut / "checkpoint").glob("*.pt")) else []
+        if not resume and cut.exists():
+            for leftover in ("metrics.jsonl", "config.yaml"):
+                (cut / leftover).unlink(missing_ok=True)
+        process = start(base, cut, *overrides, *resume)
+        if kills < n_kills:
+            before = len(rows(cut)) if (cut / "metrics.jsonl").exists() else 0
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline:
+                if (cut / "metrics.jsonl").exists() and len((cut / "metrics.jsonl").read_bytes().splitlines()) > before + 4:
+                    break
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.15))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+            process.stderr.close()
+        else:
+            _, error = process.communicate(timeout=120)
+            assert process.returncode == 0, error.decode()
+    assert kills == n_kills
+    assert_same(whole, cut)
+
+
+def test_one_seed_one_result_another_seed_another(base, tmp_path):
+    a, b = (finetune(base, tmp_path / name, "seed=5") for name in "ab")
+    assert_same(a, b)
+    c = finetune(base, tmp_path / "c", "seed=6")
+    assert rows(a)[1:] != rows(c)[1:]
+
+
+def test_resume_refuses_other_settings_and_empty_directories(base, tmp_path):
+    done = finetune(base, tmp_path / "run", "train.n_train_itr=1")
+    with pytest.raises(UsageError, match=r"train\.gamma was 0\.999 .* is 0\.9 now"):
+        finetune(base, done, "resume=true", "train.gamma=0.9")
+    with pytest.raises(RunDirError, match="already holds a run"):
+        finetune(base, done)
+    with pytest.raises(RunDirError, match="no checkpoint"):
+        finetune(base, tmp_path / "new", "resume=true")
+    finetune(base, done, "resume=true", "train.n_train_itr=2")
+    assert [row["itr"] for row in rows(done)] == [0, 1, 2]
+
+
+def test_a_base_of_another_architecture_names_the_first_weight(base, tmp_path):
+    with pytest.raises(CheckpointError, match=r"network\.mlp_mean.*expected shape \(37, .*found \(31, "):
+        finetune(base, tmp_path / "run", "model.actor.mlp_dims=[37,37,37]")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        finetune(tmp_path / "nowhere.pt", tmp_path / "run")
+
+
+def test_without_a_base_the_newest_that_fits_is_taken_or_the_command_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="pre_diffusion_mlp --config-dir=cfg/robomimic/pretrain/point_mass"):
+        FinetuneAgent(runs.finetune_config(f"log_root={tmp_path}"))
+    folder = tmp_path / "robomimic-pretrain" / "point_mass_pre_diffusion_mlp" / "2026" / "checkpoint"
+    folder.mkdir(parents=True)
+    runs.save_untrained_base(folder / "state_3.pt")
+    agent = FinetuneAgent(runs.finetune_config(f"log_root={tmp_path}", "train.n_train_itr=1"))
+    assert agent.base_path == folder / "state_3.pt"
+
+
+def test_a_fine_tuned_policy_can_be_fine_tuned_further(base, tmp_path):
+    first = finetune(base, tmp_path / "first", "train.n_train_itr=2")
+    again = finetune(first / "checkpoint" / "state_2.pt", tmp_path / "again", "train.n_train_itr=1")
+    assert rows(again)[0]["eval/success_rate"] == json.loads((first / "result.json").read_text())["after"]["success_rate"]
