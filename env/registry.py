@@ -43,9 +43,9 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
     """Build the environment a config's ``env`` section describes.
 
     Args:
-        cfg: ``name`` (a key of ``TASKS``), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or ``wrappers.multi_step.n_action_steps``);
-            optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``; 1), ``n_threads`` (null: all cores),
-            ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all).
+        cfg: ``name`` (a key of ``TASKS``), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or
+            ``wrappers.multi_step.n_action_steps``); optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``;
+            1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all).
         normalizer: wrap the environment so that it speaks normalised observations and actions.
 
     Raises:
@@ -55,8 +55,8 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
     name = _required(cfg, "name")
     if name not in TASKS:
         near = difflib.get_close_matches(str(name), TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise EnvError(f"env.name: unknown task {name!r}{hint}. Known tasks: {', '.join(sorted(TASKS))}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise EnvError(f"env.name: unknown task {name!r}{hint} Known tasks: {', '.join(sorted(TASKS))}")
     venv = TASKS[name](cfg)
     if normalizer is None:
         return venv
@@ -66,7 +66,9 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
 
 
 def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:
-    """An engine environment from the usual keys; ``wrapper`` names the entry of ``wrappers`` that may hold ``low_dim_keys``."""
+    """An engine environment from the usual keys; ``wrapper`` names the entry of ``wrappers`` that may hold
+    ``low_dim_keys``.
+    """
     from env.engine.batch import EngineVectorEnv
 
     wrappers = cfg.get("wrappers") or {}

@@ -1,4 +1,6 @@
-"""``EngineVectorEnv``: the engine's simulations behind the ``VectorEnv`` protocol (``env/protocol.py`` has the rules)."""
+"""``EngineVectorEnv``: the engine's simulations behind the ``VectorEnv`` protocol (``env/protocol.py`` has the
+rules).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from env.protocol import NpObs, StepResult
 
 @dataclass(slots=True)
 class Recording:
-    """The motion of one episode, for a video: coordinates at its start (or where recording began) and after each control step."""
+    """The motion of one episode, for a video: coordinates at its start (or where recording began) and after each
+    control step.
+    """
 
     slot: int
     seed: int
@@ -55,7 +59,12 @@ class EngineVectorEnv:
         obs_steps: int = 1,
         n_threads: int | None = None,
     ) -> None:
-        counts = {"n_envs": n_envs, "act_steps": act_steps, "max_episode_steps": max_episode_steps, "cond_steps": obs_steps}
+        counts = {
+            "n_envs": n_envs,
+            "act_steps": act_steps,
+            "max_episode_steps": max_episode_steps,
+            "cond_steps": obs_steps,
+        }
         for key, value in counts.items():
             if value < 1:
                 raise EnvError(f"{key} must be at least 1, found {value}")
@@ -79,7 +88,9 @@ class EngineVectorEnv:
         return self._obs()
 
     def step(self, chunk: np.ndarray) -> StepResult:
-        """See ``VectorEnv.step``. Raises ``EnvError`` before the first ``reset``, and for a chunk of the wrong shape or with NaN."""
+        """See ``VectorEnv.step``. Raises ``EnvError`` before the first ``reset``, and for a chunk of the wrong shape
+        or with NaN.
+        """
         active = self._seeds >= 0
         actions = self._checked(chunk, active)
         slots, before = np.flatnonzero(active), self.simulations.history.copy()
@@ -110,7 +121,9 @@ class EngineVectorEnv:
         return self._seeds.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """See ``VectorEnv.state_dict``: exact, to the bit, also in the middle of an episode. Recordings are not part of it."""
+        """See ``VectorEnv.state_dict``: exact, to the bit, also in the middle of an episode. Recordings are not part
+        of it.
+        """
         if self._supply is None:
             raise EnvError("there is no state to save yet: call reset first")
         return {
@@ -126,18 +139,27 @@ class EngineVectorEnv:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> NpObs:
-        """See ``VectorEnv.load_state_dict``. Raises ``EnvError`` when the state belongs to another task, size or simulator."""
+        """See ``VectorEnv.load_state_dict``. Raises ``EnvError`` when the state belongs to another task, size or
+        simulator.
+        """
         if state["family"] != self.family.name:
-            raise EnvError(f"the saved state belongs to task {state['family']!r}, this environment runs {self.family.name!r}")
+            raise EnvError(
+                f"the saved state belongs to task {state['family']!r}, this environment runs {self.family.name!r}"
+            )
         targets = {
             "seeds": self._seeds, "elapsed": self._elapsed, "starts": self._starts,
             "memory": self.simulations.memory, "history": self.simulations.history,
         }  # fmt: skip
         physics = np.asarray(state["physics"], np.float64)
-        expected = {name: target.shape for name, target in targets.items()} | {"physics": (self.n_envs, len(self.simulations.physics(0)))}
+        expected = {name: target.shape for name, target in targets.items()} | {
+            "physics": (self.n_envs, len(self.simulations.physics(0)))
+        }
         for name, shape in expected.items():
             if np.shape(state[name]) != shape:
-                raise EnvError(f"saved environment state {name!r}: expected shape {shape}, found {np.shape(state[name])}; n_envs, task or mujoco differ")
+                raise EnvError(
+                    f"saved environment state {name!r}: expected shape {shape}, found {np.shape(state[name])}; "
+                    "n_envs, cond_steps, the task's version or mujoco's differ"
+                )
         for name, target in targets.items():
             target[...] = np.asarray(state[name])
         active = np.flatnonzero(self._seeds >= 0)
@@ -207,8 +229,15 @@ class EngineVectorEnv:
         if self._supply is None:
             raise EnvError("call reset before step")
         actions = np.ascontiguousarray(chunk, np.float64)
-        if actions.ndim != 3 or actions.shape[0] != self.n_envs or actions.shape[2] != self.action_dim or not actions.shape[1]:
-            raise EnvError(f"an action chunk must have shape ({self.n_envs}, act_steps, {self.action_dim}), found {actions.shape}")
+        if (
+            actions.ndim != 3
+            or actions.shape[0] != self.n_envs
+            or actions.shape[2] != self.action_dim
+            or not actions.shape[1]
+        ):
+            raise EnvError(
+                f"an action chunk must have shape ({self.n_envs}, act_steps, {self.action_dim}), found {actions.shape}"
+            )
         if not np.isfinite(actions[active]).all():
             slot = next(int(i) for i in np.flatnonzero(active) if not np.isfinite(actions[i]).all())
             raise EnvError(f"the action chunk of slot {slot} has NaN or infinite entries")
@@ -220,5 +249,8 @@ def _columns(family: Family, keys: Sequence[str] | None) -> np.ndarray:
     keys = list(family.layout) if keys is None else list(keys)
     unknown = [key for key in keys if key not in family.layout]
     if unknown or not keys:
-        raise EnvError(f"task {family.name!r} has no observation {unknown or '(none asked for)'}; it has {', '.join(family.layout)}")
+        raise EnvError(
+            f"low_dim_keys: task {family.name!r} has no observation {unknown or '(none asked for)'}; it has "
+            + ", ".join(family.layout)
+        )
     return np.concatenate([np.arange(family.layout[key].start, family.layout[key].stop) for key in keys])

@@ -1,8 +1,8 @@
 """The generic loop every simulation runs in: chunks of control steps, one simulation after the other, without Python.
 
-Each thread makes one call to ``run_chunks`` and takes simulations from a shared queue until it is empty: no thread waits for a slower
-one, and however many control steps a chunk has, the GIL is needed twice. What a control step *is* comes from the family, as the
-address of its kernel (``library.py``).
+Each thread makes one call to ``run_chunks`` and takes simulations from a shared queue until it is empty: no thread
+waits for a slower one, and however many control steps a chunk has, the GIL is needed twice. What a control step *is*
+comes from the family, as the address of its kernel (``library.py``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from env.engine.library import (
 @numba.njit
 def _within(address: int, n: int, limit: float) -> bool:
     values = floats(address, n)
-    for i in range(n):
+    for i in range(n):  # noqa: SIM110  (all() over a generator does not compile)
         if not math.fabs(values[i]) < limit:  # also false for NaN
             return False
     return True
@@ -43,7 +43,9 @@ def _within(address: int, n: int, limit: float) -> bool:
 
 @numba.njit
 def _stable(handles: np.ndarray, nq: int, nv: int, limit: float) -> bool:
-    """No coordinate or velocity beyond ``limit`` or NaN, and no MuJoCo warning (it resets a simulation that goes bad, silently)."""
+    """No coordinate or velocity beyond ``limit`` or NaN, and no MuJoCo warning (it resets a simulation that goes bad,
+    silently).
+    """
     warnings = int32s(handles[WARNING], 2 * N_WARNINGS)
     for kind in range(N_WARNINGS):
         if warnings[2 * kind] != 0:
@@ -51,21 +53,48 @@ def _stable(handles: np.ndarray, nq: int, nv: int, limit: float) -> bool:
     return _within(handles[QPOS], nq, limit) and _within(handles[QVEL], nv, limit)
 
 
+@numba.njit
+def _shift(history: np.ndarray) -> None:
+    """Make room for a new last row: history (To, Do)."""
+    for row in range(history.shape[0] - 1):
+        for c in range(history.shape[1]):
+            history[row, c] = history[row + 1, c]
+
+
 @compiled(
-    "void(int64[::1], int64[::1], int64[::1], int64[:,::1], float64[:,::1], int64[::1], float64[::1], float64[:,:,::1], int64[::1], "
-    "float64[::1], int64[::1], int64[::1], float64[:,:,::1], float64[:,:,::1], int64[::1])",
+    "void(int64[::1], int64[::1], int64[::1], int64[:,::1], float64[:,::1], int64[::1], float64[::1], "
+    "float64[:,:,::1], int64[::1], float64[::1], int64[::1], int64[::1], float64[:,:,::1], float64[:,:,::1], "
+    "int64[::1])",
     __file__,
 )
-def run_chunks(queue, slots, kernels, handles, memory, ids, facts, actions, limits, reward, outcome, steps, history, trace, trace_row):
+def run_chunks(
+    queue,
+    slots,
+    kernels,
+    handles,
+    memory,
+    ids,
+    facts,
+    actions,
+    limits,
+    reward,
+    outcome,
+    steps,
+    history,
+    trace,
+    trace_row,
+):
     """Run a chunk of control steps in each of ``slots``, sharing ``queue`` with the other threads.
 
-    queue (1,): how many of ``slots`` were taken, 0 at first. kernels (4,): addresses of the control and observe kernels, nq, nv.
-    handles (N, N_HANDLES), memory (N, M), ids, facts: see ``library.py``; facts[0] is the bound of a stable coordinate or velocity.
+    queue (1,): how many of ``slots`` were taken, 0 at first.
+    kernels (4,): addresses of the control and observe kernels, nq, nv.
+    handles (N, N_HANDLES), memory (N, M), ids, facts: see ``library.py``.
     actions (N, T, Da); limits (N,): control steps to run at most.
-    Written, per slot: reward (summed), outcome (bits), steps, history (N, To, Do) shifted by one per control step,
+
+    Written, per slot: reward (summed), outcome (bits), steps, history (N, To, Do) shifted by one per control step, and
     trace[trace_row] (T, nq) where trace_row >= 0.
     """
-    nq, nv, n_steps, n_obs = kernels[2], kernels[3], history.shape[1], history.shape[2]
+    nq, nv, n_steps = kernels[2], kernels[3], history.shape[1]
     one = np.zeros(1)
     while True:
         k = take_next(queue.ctypes.data)
@@ -79,7 +108,9 @@ def run_chunks(queue, slots, kernels, handles, memory, ids, facts, actions, limi
             if not _stable(h, nq, nv, facts[0]):
                 outcome[i] |= UNSTABLE
                 break
-            result = call_control(kernels[0], common[0], common[1], common[2], common[3], actions[i, t].ctypes.data, one.ctypes.data)
+            result = call_control(
+                kernels[0], common[0], common[1], common[2], common[3], actions[i, t].ctypes.data, one.ctypes.data
+            )
             steps[i] = t + 1
             if not _stable(h, nq, nv, facts[0]):
                 outcome[i] |= UNSTABLE
@@ -90,17 +121,19 @@ def run_chunks(queue, slots, kernels, handles, memory, ids, facts, actions, limi
                 trace[trace_row[i], t, :] = floats(h[QPOS], nq)
             ended = (result & TERMINATED) != 0 or t == limits[i] - 1
             if n_steps > 1 or ended:  # one frame of history: only the last step's observation will be seen
-                for row in range(n_steps - 1):
-                    for c in range(n_obs):
-                        history[i, row, c] = history[i, row + 1, c]
-                call_observe(kernels[1], common[0], common[1], common[2], common[3], history[i, n_steps - 1].ctypes.data)
+                _shift(history[i])
+                newest = history[i, n_steps - 1].ctypes.data
+                call_observe(kernels[1], common[0], common[1], common[2], common[3], newest)
             if ended:
                 break
 
 
 @compiled("void(int64[::1], float64[:,::1])", __file__)
 def replay_controls(handles, controls):
-    """Raw ``mj_step``, one per row of ``controls (n, nu)``: the yardstick of engine speed. ``handles``: ``library.handles_of``."""
+    """Raw ``mj_step``, one per row of ``controls (n, nu)``: the yardstick of engine speed.
+
+    ``handles``: ``library.handles_of``.
+    """
     view = floats(handles[CTRL], controls.shape[1])
     for i in range(len(controls)):
         view[:] = controls[i]

@@ -29,7 +29,9 @@ class Family(Protocol):
         """The start of an episode: float64, of fixed length. Its only source of randomness is ``rng``."""
 
     def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
-        """Change ``model`` to the one of an episode that began with ``start``, whatever it was before. May use up ``data``."""
+        """Change ``model`` to the one of an episode that began with ``start``, whatever it was before. May use up
+        ``data``.
+        """
 
     def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
         """Put a simulation (its model patched, its data reset) at the start of the episode, forward kinematics done."""

@@ -1,15 +1,16 @@
-"""libmujoco for nopython kernels: its symbols, the addresses of a simulation's arrays, and where compiled kernels are kept.
+"""libmujoco for nopython kernels: its symbols, the addresses of a simulation's arrays, the cache of compiled kernels.
 
-A *kernel* is a Numba function that runs without Python and without the GIL. It receives addresses (plain integers) and views them
-as arrays with ``floats(address, n)``; so kernels of every family have one signature, can be called through their address by the
-one generic driver (``driver.py``), and are compiled once per machine.
+A *kernel* is a Numba function that runs without Python and without the GIL. It receives addresses (plain integers)
+and views them as arrays with ``floats(address, n)``; so kernels of every family have one signature, can be called
+through their address by the one generic driver (``driver.py``), and are compiled once per machine.
 
-* ``control_kernel``: ``int64 (handles, memory, ids, facts, action, reward)``, one control step of one simulation. It returns the
-  sum of ``SOLVED`` and ``TERMINATED`` where they apply and writes one float to ``reward``.
+* ``control_kernel``: ``int64 (handles, memory, ids, facts, action, reward)``, one control step of one simulation. It
+  returns the sum of ``SOLVED`` and ``TERMINATED`` where they apply and writes one float to ``reward``.
 * ``observe_kernel``: ``void (handles, memory, ids, facts, obs)``, the full observation of one simulation.
 
-``handles`` are the addresses listed in ``HANDLES`` (index them with the constants of the same name), ``memory`` the simulation's own
-controller state, ``ids`` and ``facts`` the family's integers and floats (sizes, object ids; gains, thresholds).
+``handles`` are the addresses listed in ``HANDLES`` (index them with the constants of the same name), ``memory`` the
+simulation's own controller state, ``ids`` and ``facts`` the family's integers and floats (sizes, object ids; gains,
+thresholds).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def check_versions(robosuite: bool = False) -> None:
-    """Raise ``MissingSimulatorError`` unless mujoco (and, if asked, robosuite) are of a version this engine was checked with."""
+    """Raise ``MissingSimulatorError`` unless mujoco (and, if asked, robosuite) are of a version known to work."""
     found = mujoco.__version__
     if _release(found) < _OLDEST or (robosuite and _release(found) >= _FIRST_BAD):
         limit = f">= {_OLDEST[0]}.{_OLDEST[1]}" + (f", < {_FIRST_BAD[0]}.{_FIRST_BAD[1]}" if robosuite else "")
@@ -68,8 +69,8 @@ def check_versions(robosuite: bool = False) -> None:
         ) from error
     if suite != ROBOSUITE_VERSION:
         raise MissingSimulatorError(
-            f"robosuite {suite} is installed, but {ROBOSUITE_VERSION} is needed: the simulation engine reproduces that version step "
-            f"by step. Run: pip install robosuite=={ROBOSUITE_VERSION}"
+            f"robosuite {suite} is installed, but {ROBOSUITE_VERSION} is needed: the simulation engine reproduces that "
+            f"version step by step. Run: pip install robosuite=={ROBOSUITE_VERSION}"
         )
 
 
@@ -77,11 +78,19 @@ def check_versions(robosuite: bool = False) -> None:
 
 
 def _load_libmujoco() -> None:
-    """Make libmujoco's symbols resolvable by name, so that compiled kernels hold no absolute address and can be cached."""
+    """Make libmujoco's symbols resolvable by name, so that compiled kernels hold no absolute address and can be
+    cached.
+    """
     folder = os.path.dirname(mujoco.__file__)
-    found = [path for name in ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll") for path in glob.glob(os.path.join(folder, name))]
+    found = [
+        path
+        for name in ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll")
+        for path in glob.glob(os.path.join(folder, name))
+    ]
     if not found:
-        raise MissingSimulatorError(f"no MuJoCo library in {folder}: the installation is damaged. Run: pip install --force-reinstall mujoco")
+        raise MissingSimulatorError(
+            f"no MuJoCo library in {folder}: the installation is damaged. Run: pip install --force-reinstall mujoco"
+        )
     llvm.load_library_permanently(found[0])
 
 
@@ -96,13 +105,14 @@ def _symbol(name: str, *arguments: types.Type) -> types.ExternalFunction:
 mj_step = _symbol("mj_step", _address, _address)
 mj_step1 = _symbol("mj_step1", _address, _address)
 mj_step2 = _symbol("mj_step2", _address, _address)
-mj_fullM = _symbol("mj_fullM", _address, _address, _address)
-mj_jacSite = _symbol("mj_jacSite", _address, _address, _address, _address, _int32)
+mj_full_m = _symbol("mj_fullM", _address, _address, _address)
+mj_jac_site = _symbol("mj_jacSite", _address, _address, _address, _address, _int32)
 
 # ----------------------------------------------------------------------------------------------------- handles
 
 HANDLES = (
-    "model", "data", "qpos", "qvel", "ctrl", "qfrc_bias", "qM", "site_xpos", "site_xmat", "xpos", "xquat", "actuator_ctrlrange", "warning",
+    "model", "data", "qpos", "qvel", "ctrl", "qfrc_bias", "qM", "site_xpos", "site_xmat", "xpos", "xquat",
+    "actuator_ctrlrange", "warning",
 )  # fmt: skip
 N_HANDLES = len(HANDLES)
 MODEL, DATA, QPOS, QVEL, CTRL, QFRC_BIAS, QM, SITE_XPOS, SITE_XMAT, XPOS, XQUAT, CTRLRANGE, WARNING = range(N_HANDLES)
@@ -111,10 +121,15 @@ SOLVED, TERMINATED, UNSTABLE = 1, 2, 4  # bits of a control step's and a chunk's
 
 
 def handles_of(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """Addresses of one simulation, in the order of ``HANDLES``: (N_HANDLES,) int64. Valid as long as ``model`` and ``data`` live."""
+    """Addresses of one simulation, in the order of ``HANDLES``: (N_HANDLES,) int64. Valid as long as ``model`` and
+    ``data`` live.
+    """
     counters = data.warning.number  # a view with a stride: mjWarningStat is {int lastinfo; int number;}
     if counters.strides != (8,):
-        raise MissingSimulatorError(f"mujoco {mujoco.__version__} lays out its warning counters differently: expected stride 8, found {counters.strides}")
+        raise MissingSimulatorError(
+            f"mujoco {mujoco.__version__} lays out its warning counters differently: expected a stride of 8 bytes, "
+            f"found {counters.strides}. Run: pip install 'mujoco>=3.3,<3.10'"
+        )
     special = {"model": model._address, "data": data._address, "warning": counters.ctypes.data}
     return np.array([special[n] if n in special else _array_of(model, data, n).ctypes.data for n in HANDLES], np.int64)
 
@@ -193,7 +208,9 @@ def _caller(n_arguments: int, result: types.Type) -> Callable[..., Any]:
 
 
 @intrinsic
-def call_control(typing_context: Any, kernel: Any, handles: Any, memory: Any, ids: Any, facts: Any, action: Any, reward: Any) -> Any:
+def call_control(
+    typing_context: Any, kernel: Any, handles: Any, memory: Any, ids: Any, facts: Any, action: Any, reward: Any
+) -> Any:
     """Call the control kernel at address ``kernel``."""
     return types.int64(*[types.int64] * 7), _caller(6, types.int64)
 
@@ -220,15 +237,23 @@ def _fingerprint(file: str) -> str:
 
 
 def _cache_folder(file: str) -> str:
-    """A writable folder for compiled kernels; without one, a temporary folder (they are then compiled anew each time)."""
-    base = numba.config.CACHE_DIR or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "d2ppo")
+    """A writable folder for compiled kernels; without one, a temporary folder (they are then compiled anew each
+    time).
+    """
+    base = numba.config.CACHE_DIR or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "d2ppo"
+    )
     folder = os.path.join(base, "kernels-" + _fingerprint(file))
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        _logger.warning("compiled kernels cannot be kept in %s (%s): set NUMBA_CACHE_DIR to a writable folder for faster starts", folder, error)
+        _logger.warning(
+            "compiled kernels cannot be kept in %s (%s): set NUMBA_CACHE_DIR to a writable folder for faster starts",
+            folder,
+            error,
+        )
         return tempfile.mkdtemp(prefix="d2ppo-kernels-")
 
 
@@ -243,7 +268,9 @@ def _cache_at(folder: str) -> Iterator[None]:
 
 
 def compiled(signature: str, file: str) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator: a GIL-free Numba function, compiled now for ``signature`` (or loaded); ``file`` is the caller's ``__file__``."""
+    """Decorator: a GIL-free Numba function, compiled now for ``signature`` (or loaded); ``file`` is the caller's
+    ``__file__``.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         with _cache_at(_cache_folder(file)):
@@ -266,10 +293,14 @@ _kernels: list[Any] = []
 
 
 def control_kernel(file: str) -> Callable[[Callable[..., Any]], int]:
-    """Decorator: compile a control kernel (see the module docstring) and return its address. ``file`` is the caller's ``__file__``."""
+    """Decorator: compile a control kernel (see the module docstring) and return its address. ``file`` is the caller's
+    ``__file__``.
+    """
     return _c_kernel("int64(int64, int64, int64, int64, int64, int64)", file)
 
 
 def observe_kernel(file: str) -> Callable[[Callable[..., Any]], int]:
-    """Decorator: compile an observe kernel (see the module docstring) and return its address. ``file`` is the caller's ``__file__``."""
+    """Decorator: compile an observe kernel (see the module docstring) and return its address. ``file`` is the
+    caller's ``__file__``.
+    """
     return _c_kernel("void(int64, int64, int64, int64, int64)", file)

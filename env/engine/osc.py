@@ -1,16 +1,17 @@
-"""Operational-space control of 7-joint arms with parallel grippers, as robosuite 1.5.2 does it (Khatib 1987), for nopython kernels.
+"""Operational-space control of 7-joint arms with parallel grippers, as robosuite 1.5.2 does it (Khatib 1987), for
+nopython kernels.
 
 An arm's joint torques are, with the task Jacobian J (6 x 7), mass matrix M and Lambda = (J M^-1 J^T)^-1,
 
     tau = J^T [Lambda_pos F_pos ; Lambda_ori F_ori] + bias + N^T M z,      z = kp_0 (q_0 - q) - 2 sqrt(kp_0) dq,
     F = kp * (goal - pose) - 2 sqrt(kp) * velocity,                        N^T M z = M z - J^T Lambda J z,
 
-so one Cholesky chain (M = L L^T, W = L^-1 J^T, W^T W = Lambda^-1) replaces robosuite's inverses and pseudo-inverses. The goal is "pose
-reached + delta" at every control step, in the world frame; units are metres, radians, N m.
+so one Cholesky chain (M = L L^T, W = L^-1 J^T, W^T W = Lambda^-1) replaces robosuite's inverses and pseudo-inverses.
+The goal is "pose reached + delta" at every control step, in the world frame; units are metres, radians, N m.
 
-What parity with robosuite needs and nobody would guess (each has a test in ``tests/env/test_parity.py``): the first substep of an episode uses
-the mass matrix from when the controller was built, fingers still shut; the rotation delta passes through float32; of the gripper's
-action only the sign counts.
+What parity with robosuite needs and nobody would guess (each has a test in ``tests/env/test_parity.py``): the first
+substep of an episode uses the mass matrix from when the controller was built, fingers still shut; the rotation delta
+passes through float32; of the gripper's action only the sign counts.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from env.engine.library import (
     XQUAT,
     _int32,
     floats,
-    mj_fullM,
-    mj_jacSite,
+    mj_full_m,
+    mj_jac_site,
     mj_step1,
     mj_step2,
 )
@@ -44,7 +45,8 @@ N_JOINTS = 7
 NULL_KP = 10.0  # robosuite.utils.control_utils.nullspace_torques
 _PIVOT = 1e-13  # a pivot below this share of its diagonal is a direction the arm cannot move in
 
-# ids: [number of arms, substeps, nv, nu], then per arm [site, hand body, first qpos, first dof, first ctrl, first finger qpos, first finger ctrl]
+# ids: [number of arms, substeps, nv, nu], then per arm
+#      [grip site, hand body, first qpos, first dof, first ctrl, first finger's qpos, first finger's ctrl]
 N_ARM_IDS, FIRST_ARM = 7, 4
 # facts: [stable limit, kp, position scale (m), rotation scale (rad), gripper speed]
 KP, POSITION_SCALE, ROTATION_SCALE, GRIPPER_SPEED, N_ARM_FACTS = 1, 2, 3, 4, 5
@@ -65,7 +67,7 @@ def first_task_id(n_arms: int) -> int:
 
 @numba.njit
 def rotation_delta(v, out):
-    """Axis-angle ``v`` (3,) -> rotation matrix ``out`` (3, 3), rounded through float32 like robosuite's ``quat2mat``."""
+    """Axis-angle ``v`` (3,) -> rotation matrix ``out`` (3, 3), rounded through float32 like robosuite's."""
     angle = math.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
     q = np.zeros(4, np.float32)  # w, x, y, z
     q[0] = 1.0
@@ -89,7 +91,9 @@ def rotation_delta(v, out):
 
 @numba.njit
 def cholesky(a, first, n, out):
-    """Lower factor of ``a[first:first+n, first:first+n]``; dependent directions get an infinite pivot, so that solving ignores them."""
+    """Lower factor of ``a[first:first+n, first:first+n]``; dependent directions get an infinite pivot, so that
+    solving ignores them.
+    """
     for i in range(n):
         for j in range(i + 1):
             s = a[first + i, first + j]
@@ -140,7 +144,9 @@ def inverse_inertia(jacobian, mass, w, out):
 
 @numba.njit
 def pose_force(kp, velocity, position, rotation, goal_position, goal_rotation, out):
-    """PD force (6,) towards the goal; the orientation error is half the sum of the cross products of current and goal axes."""
+    """PD force (6,) towards the goal; the orientation error is half the sum of the cross products of current and goal
+    axes.
+    """
     kd = 2.0 * math.sqrt(kp)
     for r in range(3):
         out[r] = kp * (goal_position[r] - position[r]) - kd * velocity[r]
@@ -181,7 +187,7 @@ def arm_torques(kp, q, dq, q0, bias, jacobian, mass, position, rotation, goal_po
 
 
 @numba.njit
-def workspace():  # noqa: ANN201
+def workspace():
     """Scratch arrays of ``arm_torques``."""
     return (
         np.zeros((7, 7)), np.zeros((7, 6)), np.zeros((6, 6)), np.zeros((6, 6)), np.zeros((3, 3)),
@@ -196,14 +202,18 @@ def _clip(x: float, low: float, high: float) -> float:
 
 @numba.njit
 def set_goal(facts, action, position, rotation, gripper, delta, turn, goal_position, goal_rotation):
-    """The goal of one arm for one control step, from its 7 actions, each in [-1, 1]; moves ``gripper`` (2,) by the sign of the last."""
+    """The goal of one arm for one control step, from its 7 actions, each in [-1, 1]; moves ``gripper`` (2,) by the
+    sign of the last.
+    """
     for r in range(3):
         goal_position[r] = position[r] + _clip(action[r], -1.0, 1.0) * facts[POSITION_SCALE]
         delta[r] = _clip(action[3 + r], -1.0, 1.0) * facts[ROTATION_SCALE]
     rotation_delta(delta, turn)
     for r in range(3):
         for c in range(3):
-            goal_rotation[r, c] = turn[r, 0] * rotation[0, c] + turn[r, 1] * rotation[1, c] + turn[r, 2] * rotation[2, c]
+            goal_rotation[r, c] = (
+                turn[r, 0] * rotation[0, c] + turn[r, 1] * rotation[1, c] + turn[r, 2] * rotation[2, c]
+            )
     change = facts[GRIPPER_SPEED] * np.sign(action[6])
     gripper[0] = _clip(gripper[0] - change, -1.0, 1.0)
     gripper[1] = _clip(gripper[1] + change, -1.0, 1.0)
@@ -218,19 +228,32 @@ def write_controls(ctrl, limits, first, values, n):
 
 @numba.njit
 def control_arms(h, memory, ids, facts, action):
-    """One control step of all arms of one simulation: substeps x (mj_step1, torques, mj_step2). action (7 * number of arms,)."""
+    """One control step of all arms of one simulation: substeps x (mj_step1, torques, mj_step2). action (7 * number of
+    arms,).
+    """
     n_arms, nv, nu = ids[0], ids[2], ids[3]
-    jac, full_mass, jacobian, mass = np.zeros((6, nv)), np.zeros((nv, nv)), np.zeros((6, N_JOINTS)), np.zeros((N_JOINTS, N_JOINTS))
-    rotation, turn, delta, torque, fingers = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros(3), np.zeros(N_JOINTS), np.zeros(2)
+    jac, full_mass, jacobian, mass = (
+        np.zeros((6, nv)),
+        np.zeros((nv, nv)),
+        np.zeros((6, N_JOINTS)),
+        np.zeros((N_JOINTS, N_JOINTS)),
+    )
+    rotation, turn, delta, torque, fingers = (
+        np.zeros((3, 3)),
+        np.zeros((3, 3)),
+        np.zeros(3),
+        np.zeros(N_JOINTS),
+        np.zeros(2),
+    )
     goal_position, goal_rotation, w = np.zeros((n_arms, 3)), np.zeros((n_arms, 3, 3)), workspace()
     ctrl, limits = floats(h[CTRL], nu), floats(h[CTRLRANGE], 2 * nu)
     for k in range(ids[1]):
         mj_step1(h[MODEL], h[DATA])
-        mj_fullM(h[MODEL], full_mass.ctypes.data, h[QM])
+        mj_full_m(h[MODEL], full_mass.ctypes.data, h[QM])
         for arm in range(n_arms):
             arm_ids, own = ids[FIRST_ARM + N_ARM_IDS * arm :], memory[1 + N_ARM_MEMORY * arm :]
             site, q_at, dof = arm_ids[0], arm_ids[2], arm_ids[3]
-            mj_jacSite(h[MODEL], h[DATA], jac.ctypes.data, jac.ctypes.data + 8 * 3 * nv, _int32(site))
+            mj_jac_site(h[MODEL], h[DATA], jac.ctypes.data, jac.ctypes.data + 8 * 3 * nv, _int32(site))
             for i in range(N_JOINTS):
                 for r in range(6):
                     jacobian[r, i] = jac[r, dof + i]
@@ -242,7 +265,17 @@ def control_arms(h, memory, ids, facts, action):
                     rotation[r, c] = matrix[3 * r + c]
             gripper = own[GRIPPER : GRIPPER + 2]
             if k == 0:
-                set_goal(facts, action[7 * arm :], position, rotation, gripper, delta, turn, goal_position[arm], goal_rotation[arm])
+                set_goal(
+                    facts,
+                    action[7 * arm :],
+                    position,
+                    rotation,
+                    gripper,
+                    delta,
+                    turn,
+                    goal_position[arm],
+                    goal_rotation[arm],
+                )
             arm_torques(
                 facts[KP], floats(h[QPOS] + 8 * q_at, N_JOINTS), floats(h[QVEL] + 8 * dof, N_JOINTS), own[INITIAL:],
                 floats(h[QFRC_BIAS] + 8 * dof, N_JOINTS), jacobian, mass, position, rotation,

@@ -60,7 +60,9 @@ class Simulations:
             self._handles[i] = handles_of(self.models[i], self.data[i])
         self._ids = np.ascontiguousarray(family.ids, np.int64)
         self._facts = np.ascontiguousarray(family.facts, np.float64)
-        self._kernels = np.array([family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv], np.int64)
+        self._kernels = np.array(
+            [family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv], np.int64
+        )
 
     def begin(self, slots: Iterable[int], starts: np.ndarray) -> None:
         """Start an episode in each of ``slots``: ``starts[k]`` is the k-th one's draw."""
@@ -78,19 +80,33 @@ class Simulations:
         observe_one(self.family.observe_kernel, *(a.ctypes.data for a in arrays))
         self.history[i, :-1] = self.history[i, -1]
 
-    def run(self, slots: np.ndarray, actions: np.ndarray, limits: np.ndarray, traced: np.ndarray | None = None) -> ChunkOutcome:
-        """Run ``actions (n, T, Da)`` in ``slots``: at most ``limits[i]`` control steps. ``traced``: slots whose coordinates to keep."""
+    def run(
+        self, slots: np.ndarray, actions: np.ndarray, limits: np.ndarray, traced: np.ndarray | None = None
+    ) -> ChunkOutcome:
+        """Run ``actions (n, T, Da)`` in ``slots``: at most ``limits[i]`` control steps. ``traced``: slots whose
+        coordinates to keep.
+        """
         n, n_steps = actions.shape[:2]
         trace_row = np.full(n, -1, np.int64)
         traced = np.zeros(0, np.int64) if traced is None else traced
         trace_row[traced] = np.arange(len(traced))
-        out = ChunkOutcome(np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((len(traced), n_steps, self._kernels[2])))
+        out = ChunkOutcome(
+            np.zeros(n),
+            np.zeros(n, np.int64),
+            np.zeros(n, np.int64),
+            np.zeros((len(traced), n_steps, self._kernels[2])),
+        )
         queue = np.zeros(1, np.int64)
         arguments = (
             queue, np.require(slots, np.int64, "CW"), self._kernels, self._handles, self.memory, self._ids, self._facts,
-            np.require(actions, np.float64, "CW"), np.require(limits, np.int64, "CW"), out.reward, out.bits, out.steps, self.history, out.trace, trace_row,
+            np.require(actions, np.float64, "CW"), np.require(limits, np.int64, "CW"),
+            out.reward, out.bits, out.steps, self.history, out.trace, trace_row,
         )  # fmt: skip
-        others = [self._executor.submit(run_chunks, *arguments) for _ in range(min(self.n_threads, len(slots)) - 1)] if self._executor else []
+        others = (
+            [self._executor.submit(run_chunks, *arguments) for _ in range(min(self.n_threads, len(slots)) - 1)]
+            if self._executor
+            else []
+        )
         run_chunks(*arguments)
         for other in others:
             other.result()
@@ -103,7 +119,9 @@ class Simulations:
         return state
 
     def restore(self, slots: Iterable[int], starts: np.ndarray, physics: np.ndarray) -> None:
-        """Put ``slots`` into states ``physics[k]`` of episodes that began with ``starts[k]``. The caller restores memory and history."""
+        """Put ``slots`` into states ``physics[k]`` of episodes that began with ``starts[k]``. The caller restores
+        memory and history.
+        """
 
         def one(i: int, start: np.ndarray, state: np.ndarray) -> None:
             self._reset(i, start)

@@ -1,4 +1,6 @@
-"""Which episode a slot runs next: an endless supply from one integer, or a given list, each once (see ``env/protocol.py``)."""
+"""Which episode a slot runs next: an endless supply from one integer, or a given list, each once (see
+``env/protocol.py``).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ class SeedSupply:
 
     def state_dict(self) -> dict[str, Any]:
         """Numpy arrays and ints."""
-        return {"endless": int(self._endless), "seeds": self._seeds.copy(), "counts": self._counts.copy(), "used": self._used}
+        return {
+            "endless": int(self._endless),
+            "seeds": self._seeds.copy(),
+            "counts": self._counts.copy(),
+            "used": self._used,
+        }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> SeedSupply:

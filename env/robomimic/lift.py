@@ -1,12 +1,14 @@
-"""Lift: a Panda arm lifts a cube from a table (robosuite 1.5.2's task, with the observations of the published robomimic datasets).
+"""Lift: a Panda arm lifts a cube from a table (robosuite 1.5.2's task, with the observations of the published
+robomimic datasets).
 
-Observation (19): ``robot0_eef_pos`` (3, m), ``robot0_eef_quat`` (4, x y z w), ``robot0_gripper_qpos`` (2, m) and ``object`` (10: cube
-position, cube orientation x y z w, gripper minus cube position). The last three have the sign of robosuite 1.4, in which the
-datasets and published checkpoints were made; robosuite 1.5 itself returns cube minus gripper. Positions are those of the start of the last physics
-substep, as in robosuite.
+Observation (19): ``robot0_eef_pos`` (3, m), ``robot0_eef_quat`` (4, x y z w), ``robot0_gripper_qpos`` (2, m) and
+``object`` (10: cube position, cube orientation x y z w, gripper minus cube position). The last three have the sign of
+robosuite 1.4, in which the datasets and published checkpoints were made; robosuite 1.5 itself returns cube minus
+gripper. Positions are those of the start of the last physics substep, as in robosuite.
 
-Action (7, each in [-1, 1]): position delta (0.05 m), rotation delta (axis-angle, 0.5 rad), gripper (the sign: -1 opens, +1 closes).
-Reward 1 per control step (20 Hz) in which the cube is more than 4 cm above the table; nothing ends an episode but time.
+Action (7, each in [-1, 1]): position delta (0.05 m), rotation delta (axis-angle, 0.5 rad), gripper (the sign: -1
+opens, +1 closes). Reward 1 per control step (20 Hz) in which the cube is more than 4 cm above the table; nothing ends
+an episode but time.
 
 Each episode draws the cube's size, the arm's joints and the cube's pose in robosuite's own order from one generator:
 ``robosuite.make("Lift", seed=s)`` begins in exactly the state of our episode ``s``.
@@ -14,7 +16,7 @@ Each episode draws the cube's size, the arm's joints and the cube's pose in robo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
@@ -56,7 +58,8 @@ class Lift:
     """The task as an ``env.engine.family.Family``. Builds robosuite's Lift once, for its facts (about 2 s).
 
     Args:
-        suite_env: an existing robosuite Lift to take the facts from (world-frame OSC, as ``suite.make_suite_env`` makes it).
+        suite_env: an existing robosuite Lift to take the facts from (world-frame OSC, as ``suite.make_suite_env``
+            makes it).
 
     Raises:
         MissingSimulatorError: robosuite or mujoco are absent or of the wrong version.
@@ -64,7 +67,7 @@ class Lift:
 
     name, action_dim, memory_size, own_models = "lift", 7, N_MEMORY, True
     control_kernel, observe_kernel = _control, _observe
-    layout = {
+    layout: ClassVar[dict[str, slice]] = {
         "robot0_eef_pos": slice(0, 3),
         "robot0_eef_quat": slice(3, 7),
         "robot0_gripper_qpos": slice(7, 9),
@@ -87,14 +90,18 @@ class Lift:
         self.facts = np.array([*suite.arm_facts(env), self._table[2] + SUCCESS_MARGIN])
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Cube half-sizes (3, m), arm joints (7, rad), cube x and y (2, m), cube yaw (rad): robosuite's distributions, in its order."""
+        """Cube half-sizes (3, m), arm joints (7, rad), cube x and y (2, m), cube yaw (rad): robosuite's
+        distributions, in its order.
+        """
         size = [rng.uniform(0.020, 0.022) for _ in range(3)]
         joints = self._home + rng.standard_normal(7) * self._noise
         x, y = rng.uniform(*self._x_range), rng.uniform(*self._y_range)
         return np.array([*size, *joints, x + self._table[0], y + self._table[1], rng.uniform(0, 2 * np.pi)])
 
     def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
-        """Give the cube its size, exactly as if the model had been compiled with it (robosuite recompiles for every episode)."""
+        """Give the cube its size, exactly as if the model had been compiled with it (robosuite recompiles for every
+        episode).
+        """
         size, body = start[_SIZE], self._cube
         mass = DENSITY * (8.0 * size[0] * size[1] * size[2])
         model.body_mass[body] = mass

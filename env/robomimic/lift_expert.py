@@ -1,8 +1,9 @@
 """A scripted Lift expert with human-like variety, for demonstrations without a download.
 
-A feedback policy in four phases: above the cube, down, close, lift. Every episode draws its own style (hover height, gain, aim, grasp
-depth, patience, lift height, whether to turn the fingers along the cube), and a slowly varying disturbance is added to its motion;
-so demonstrations disagree as people's do, and a cloned policy is left with something to learn.
+A feedback policy in four phases: above the cube, down, close, lift. Every episode draws its own style (hover height,
+gain, aim, grasp depth, patience, lift height, whether to turn the fingers along the cube), and a slowly varying
+disturbance is added to its motion; so demonstrations disagree as people's do, and a cloned policy is left with
+something to learn.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class LiftExpert:
     Args:
         n: slots.
         rng: source of style and disturbance.
-        noise: largest disturbance, in units of the action; 0.3 loses a sixth of the episodes (keep only the successes), 0 none.
+        noise: largest disturbance, in units of the action; 0.3 loses a sixth of the episodes (keep only the
+            successes), 0 none.
         sloppiness: scale of the aim's error (8 mm).
     """
 
@@ -102,7 +104,9 @@ class LiftExpert:
 
 
 def _finger_error(obs: np.ndarray) -> np.ndarray:
-    """Angle (rad, within +-45 degrees) from the line of the fingers to the nearest side of the cube, seen from above: (n,)."""
+    """Angle (rad, within +-45 degrees) from the line of the fingers to the nearest side of the cube, seen from above:
+    (n,).
+    """
     x, y, z, w = obs[:, 3:7].T
     fingers = np.arctan2(1 - 2 * (x * x + z * z), 2 * (x * y - z * w))  # the hand's y axis
     x, y, z, w = obs[:, 12:16].T

@@ -18,12 +18,14 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 def make_reference_lift(seed: int | None = None, lite_physics: bool = True) -> Any:
-    """robosuite's own Lift, set up as the engine reproduces it. Right after construction it is in our episode ``seed``."""
+    """robosuite's own Lift, set up as the engine reproduces it. Right after construction it is in our episode
+    ``seed``.
+    """
     return suite.make_suite_env("Lift", ["Panda"], seed=seed, lite_physics=lite_physics)
 
 
 def start_of(suite_env: Any, lift: Lift) -> np.ndarray:
-    """The draw (``Lift.draw``) of the episode robosuite has just begun; exact but for the rounding of the cube's yaw."""
+    """``Lift.draw`` of the episode robosuite has just begun, exact but for rounding in the cube's yaw."""
     qpos, at = suite_env.sim.data._data.qpos, lift.ids[-1]
     cube = qpos[suite_env.sim.model._model.jnt_qposadr[suite_env.sim.model._model.body_jntadr[at]] :][:7]
     joints = suite_env.robots[0].part_controllers["right"].initial_joint
@@ -76,7 +78,9 @@ def record_controls(suite_env: Any, actions: np.ndarray) -> np.ndarray:
 
 
 def replay(simulations: Simulations, i: int, controls: np.ndarray) -> None:
-    """Raw ``mj_step`` of simulation ``i``'s model under recorded ``controls``: what the engine's speed is measured against."""
+    """Raw ``mj_step`` of simulation ``i``'s model under recorded ``controls``: what the engine's speed is measured
+    against.
+    """
     replay_controls(handles_of(simulations.models[i], simulations.data[i]), np.require(controls, np.float64, "CW"))
 
 

@@ -1,7 +1,8 @@
-"""robosuite as a source of facts: its MJCF, its controller's gains, its joints; the simulating is done by ``env.engine``.
+"""robosuite as a source of facts: its MJCF, its controller's gains, its joints; the simulating is done by
+``env.engine``.
 
-Only this module and ``reference.py`` import robosuite, and only when called: it takes a second, talks much, and sets environment
-variables.
+Only this module and ``reference.py`` import robosuite, and only when called: it takes a second, talks much, and sets
+environment variables.
 """
 
 from __future__ import annotations
@@ -49,14 +50,16 @@ def import_robosuite() -> Any:
             import robosuite
     except ImportError as error:
         raise MissingSimulatorError(
-            f"robosuite is installed but cannot be imported ({error}). If it names libGL, run: apt-get install libgl1 (or pip install "
-            "opencv-python-headless in place of opencv-python)"
+            f"robosuite is installed but cannot be imported ({error}). If it names libGL, run: apt-get install libgl1 "
+            "(or pip install opencv-python-headless in place of opencv-python)"
         ) from error
     return robosuite
 
 
 def make_suite_env(task: str, robots: Sequence[str], *, seed: int | None = None, lite_physics: bool = True) -> Any:
-    """A robosuite environment without any rendering, controlled by OSC_POSE in the *world* frame as the published datasets are."""
+    """A robosuite environment without any rendering, controlled by OSC_POSE in the *world* frame as the published
+    datasets are.
+    """
     robosuite = import_robosuite()
     with quiet():
         config = robosuite.controllers.load_composite_controller_config(controller="BASIC", robot=robots[0])
@@ -85,7 +88,8 @@ def full_xml(suite_env: Any) -> str:
 def physics_xml(xml: str) -> str:
     """The MJCF without what physics does not see: visual geoms, their meshes and textures, and sensors.
 
-    Inertia comes from explicit ``inertial`` elements and collision geoms, so motion stays the same to the bit (tested), 10 % faster.
+    Inertia comes from explicit ``inertial`` elements and collision geoms, so motion stays the same to the bit
+    (tested), 10 % faster.
     """
     root = ElementTree.fromstring(xml)
     for parent in root.iter():
@@ -132,13 +136,16 @@ def arm_ids(suite_env: Any, model: mujoco.MjModel) -> list[int]:
 
 
 def arm_facts(suite_env: Any) -> list[float]:
-    """``osc``'s facts, read from robosuite's controller. Raises ``EnvError`` where it is set up in a way ``osc`` does not do."""
+    """``osc``'s facts, read from robosuite's controller. Raises ``EnvError`` where it is set up in a way ``osc`` does
+    not do.
+    """
     controller, gripper = suite_env.robots[0].part_controllers["right"], suite_env.robots[0].gripper["right"]
     kp, kd, scale = controller.kp, controller.kd, controller.output_max
     expected = {
         "equal gains": np.ptp(kp) == 0.0,
         "critical damping": np.array_equal(kd, 2.0 * np.sqrt(kp)),
-        "symmetric scales": np.array_equal(controller.output_min, -scale) and np.ptp(scale[:3]) == np.ptp(scale[3:]) == 0.0,
+        "symmetric scales": np.array_equal(controller.output_min, -scale)
+        and np.ptp(scale[:3]) == np.ptp(scale[3:]) == 0.0,
         "deltas in the world frame": controller.input_type == "delta" and controller.input_ref_frame == "world",
         "uncoupled position and orientation": bool(controller.uncoupling),
         "seven joints": len(controller.qpos_index) == osc.N_JOINTS,
@@ -150,8 +157,11 @@ def arm_facts(suite_env: Any) -> list[float]:
     return [STABLE_LIMIT, float(kp[0]), float(scale[0]), float(scale[3]), float(gripper.speed)]
 
 
-def begin_arms(model: mujoco.MjModel, data: mujoco.MjData, ids: np.ndarray, joints: np.ndarray, memory: np.ndarray) -> None:
-    """Set the arms' joints ``(n_arms, 7)`` in reset ``data`` and the controllers' memory, as when robosuite builds its controllers.
+def begin_arms(
+    model: mujoco.MjModel, data: mujoco.MjData, ids: np.ndarray, joints: np.ndarray, memory: np.ndarray
+) -> None:
+    """Set the arms' joints ``(n_arms, 7)`` in reset ``data`` and the controllers' memory, as when robosuite builds
+    its controllers.
 
     At that moment the fingers are still shut; the mass matrix of then serves the episode's first substep.
     """

@@ -1,7 +1,7 @@
 """The smallest family of the engine, for its tests: a mass on a rail with a motor and an integrating controller.
 
-Observation: ``position`` (m), ``motion`` (velocity in m/s, the controller's accumulated action). Reward: the position. Solved beyond 0.5 m,
-terminated beyond 1 m. Every episode draws its position and the mass.
+Observation: ``position`` (m), ``motion`` (velocity in m/s, the controller's accumulated action). Reward: the
+position. Solved beyond 0.5 m, terminated beyond 1 m. Every episode draws its position and the mass.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _XML = """
 <mujoco>
   <option timestep="0.01"/>
   <worldbody>
-    <body name="mass"><joint name="rail" type="slide" axis="1 0 0" damping="0.3"/><geom name="ball" type="sphere" size="0.1" mass="1"/></body>
+    <body name="mass">
+      <joint name="rail" type="slide" axis="1 0 0" damping="0.3"/>
+      <geom name="ball" type="sphere" size="0.1" mass="1"/>
+    </body>
   </worldbody>
   <actuator><motor joint="rail"/></actuator>
 </mujoco>

@@ -24,7 +24,9 @@ def _chunk(rng, n=N, act_steps=TE, scale=1.0):
 
 
 def _simulate(seed, actions, ends=1e3):
-    """The same episode, straight from MuJoCo: rows (position, velocity, accumulated action), from before the first step on."""
+    """The same episode, straight from MuJoCo: rows (position, velocity, accumulated action), from before the first
+    step on.
+    """
     family = Slider()
     start, model = family.draw(np.random.default_rng(seed)), mujoco.MjModel.from_xml_string(mujoco_xml())
     model.body_mass[1] = start[1]
@@ -215,7 +217,7 @@ def test_an_unstable_simulation_is_cut_counted_and_leaves_the_others_alone(field
     for venv in (sick, well):
         venv.reset(51)
     chunks = [_chunk(rng) for _ in range(3)]
-    before = [venv.step(chunks[0]) for venv in (sick, well)][0]
+    before, _ = (venv.step(chunks[0]) for venv in (sick, well))
     getattr(sick.simulations.data[2], field)[0] = value
     a, b = sick.step(chunks[1]), well.step(chunks[1])
     others = np.arange(N) != 2
@@ -232,7 +234,9 @@ def test_an_unstable_simulation_is_cut_counted_and_leaves_the_others_alone(field
 
 
 def test_mujocos_own_warning_cuts_the_episode(tmp_path, monkeypatch):
-    """MuJoCo resets a simulation that explodes between two looks at it; its counters tell. And it must not write a log file."""
+    """MuJoCo resets a simulation that explodes between two looks at it; its counters tell. And it must not write a
+    log file.
+    """
     monkeypatch.chdir(tmp_path)
     venv = _venv(n=2)
     venv.reset(0)
@@ -289,7 +293,9 @@ def test_read_only_and_float32_actions_are_accepted():
         venv.step(chunk)
 
 
-@pytest.mark.parametrize(("version", "good"), [("3.2.7", False), ("3.3.0", True), ("3.9.1", True), ("3.10.0", False), ("4.0.0", False)])
+@pytest.mark.parametrize(
+    ("version", "good"), [("3.2.7", False), ("3.3.0", True), ("3.9.1", True), ("3.10.0", False), ("4.0.0", False)]
+)
 def test_mujoco_versions_that_do_not_work_are_named(monkeypatch, version, good):
     monkeypatch.setattr(library.mujoco, "__version__", version)
     monkeypatch.setattr(library.metadata, "version", lambda name: library.ROBOSUITE_VERSION)
@@ -346,5 +352,7 @@ def test_a_singular_arm_gets_finite_torques():
     jacobian = rng.standard_normal((6, 7))
     jacobian[2] = jacobian[1]  # one direction twice: no inverse
     out, eye = np.full(7, np.nan), np.eye(3)
-    osc.arm_torques(150.0, *np.zeros((4, 7)), jacobian, np.eye(7), np.zeros(3), eye, np.ones(3), eye, osc.workspace(), out)
+    osc.arm_torques(
+        150.0, *np.zeros((4, 7)), jacobian, np.eye(7), np.zeros(3), eye, np.ones(3), eye, osc.workspace(), out
+    )
     assert np.isfinite(out).all() and 0 < np.abs(out).max() < 1e4

@@ -1,7 +1,8 @@
 """The engine against robosuite 1.5.2, from the same state and the same actions.
 
-Contact is chaotic: robosuite, restarted 1e-15 rad away, drifts apart from itself by up to centimetres. So parity is judged per control step from identical
-states, and, running freely, against robosuite's own drift in the same episode under the same actions (the larger of two nudges).
+Contact is chaotic: robosuite, restarted 1e-15 rad away, drifts apart from itself by up to centimetres. So parity is
+judged per control step from identical states, and, running freely, against robosuite's own drift in the same episode
+under the same actions (the larger of two nudges).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from env.engine import osc
 from env.robomimic import reference
 from env.robomimic.lift import Lift
 
+pytestmark = [pytest.mark.robomimic, pytest.mark.slow]
 ROUNDING = 1e-12  # below this a difference is rounding, not drift
 RANDOM_EPISODES, GRASP_EPISODES, NUDGED_GRASPS = 4, 20, 4
 
@@ -42,9 +44,8 @@ def episodes(suite_env, lift):
     for k in range(RANDOM_EPISODES):
         actions = reference.smooth_actions(np.random.default_rng(k), 100, amplitude=(0.5, 1.0)[k % 2])
         done.append(_free_run(suite_env, lift, lambda obs, t, a=actions: a[t], 100, nudged=True))
-    for k in range(GRASP_EPISODES):
-        done.append(_free_run(suite_env, lift, reference.scripted_grasp, 70, nudged=k < NUDGED_GRASPS))
-    return done
+    policy = reference.scripted_grasp
+    return done + [_free_run(suite_env, lift, policy, 70, nudged=k < NUDGED_GRASPS) for k in range(GRASP_EPISODES)]
 
 
 def _free_run(suite_env, lift, policy, n_steps, nudged):
@@ -59,12 +60,22 @@ def _free_run(suite_env, lift, policy, n_steps, nudged):
         path.append(suite_env.sim.data._data.qpos.copy())
         drift = max(drift, np.abs(path[-1] - simulations.data[0].qpos).max())
         obs_error = max(obs_error, np.abs(reference.observation(obs) - simulations.history[0, 0]).max())
-    own = max(_own_drift(suite_env, start, joints, actions, path, nudge) for nudge in (1e-15, -1e-15)) if nudged else np.nan
-    return {"drift": drift, "own": own, "obs": obs_error, "rewards": np.array(rewards), "grasp": policy is reference.scripted_grasp}
+    own = (
+        max(_own_drift(suite_env, start, joints, actions, path, nudge) for nudge in (1e-15, -1e-15))
+        if nudged
+        else np.nan
+    )
+    return {
+        "drift": drift,
+        "own": own,
+        "obs": obs_error,
+        "rewards": np.array(rewards),
+        "grasp": policy is reference.scripted_grasp,
+    }
 
 
 def _own_drift(suite_env, start, joints, actions, path, nudge):
-    """How far robosuite gets from ``path`` when its joints start ``nudge`` rad away: the same episode again, without recompiling."""
+    """How far robosuite gets from ``path`` when its joints start ``nudge`` rad away: the same episode once more."""
     home, robot = suite_env.robots[0].init_qpos.copy(), suite_env.robots[0]
     suite_env.sim.reset()
     suite_env.deterministic_reset, robot.init_qpos = True, joints
