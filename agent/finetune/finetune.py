@@ -89,15 +89,14 @@ class FinetuneAgent:
         n_iterations, last_save, last_tick = self.train["n_train_itr"], time.monotonic(), time.monotonic()
         bar = tqdm(total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None)
         while self.iteration < n_iterations:
-            metrics: dict[str, float] = {}
-            if self.iteration > 0 and self.iteration % self.train["val_freq"] == 0:
-                metrics |= self._evaluate()
             self._start_episodes()
             if rollout is None:
                 rollout = self._allocate()
-            metrics |= self._collect(rollout, bar)
+            metrics = self._collect(rollout, bar)
             metrics |= self.algorithm.update(rollout, self.iteration)
             self.iteration += 1
+            if self.iteration % self.train["val_freq"] == 0 and self.iteration < n_iterations:  # at the end there is a better one
+                metrics |= self._evaluate()
             now = time.monotonic()
             self.wall_seconds += now - last_tick
             metrics |= {"env_steps": self.env_steps, "time/wall": self.wall_seconds, "time/iteration": now - last_tick}
