@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from env import process
 from env.errors import EnvError
 from env.process import ProcessVectorEnv
 from env.process_link import WORKER, Factory, WorkerError
@@ -108,6 +109,8 @@ class Camera(gymnasium.Env):
 
 
 OLD_GYM = """
+import random
+
 import numpy as np
 
 
@@ -125,7 +128,7 @@ class OldGym:
 
     def reset(self):
         self.clock = 0
-        return np.array([self.seeded % 1000, np.random.uniform()])
+        return np.array([self.seeded % 1000, np.random.uniform() + random.random()])
 
     def step(self, action):
         self.clock += 1
@@ -221,6 +224,16 @@ def test_the_callers_limit_truncates_too():
         first, second = (venv.step(np.zeros((1, TE, DA))) for _ in range(2))
         assert first.info["steps"] == 5 and not first.truncated
         assert second.info["steps"] == 2 and second.truncated and not second.terminated
+    finally:
+        venv.close()
+
+
+def test_reaching_the_goal_at_the_limit_is_an_end_not_a_cut():
+    venv = build(n=1, limit=1, goal=-1e9)
+    try:
+        venv.reset([3])
+        result = venv.step(np.zeros((1, TE, DA)))
+        assert result.terminated and not result.truncated
     finally:
         venv.close()
 
@@ -501,6 +514,13 @@ def test_a_classic_control_environment():
         venv.close()
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no shared memory folder")
-def test_nothing_is_left_in_shared_memory(venv):
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("vector_env_")]
+def test_the_shared_file_has_no_name_once_everyone_has_it(monkeypatch):
+    paths, make_file = [], process._shared_file
+
+    def recorded(size):
+        paths.append(make_file(size))
+        return paths[-1]
+
+    monkeypatch.setattr(process, "_shared_file", recorded)
+    build(n=1).close()
+    assert len(paths) == 1 and not paths[0].exists()
