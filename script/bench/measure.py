@@ -49,6 +49,11 @@ class Samples:
         return np.divide(self.work, np.where(cpu > 0, cpu, np.nan))
 
     @property
+    def cpu_seconds_each(self) -> np.ndarray:
+        """CPU seconds per unit of work of each turn, (R,)."""
+        return np.divide(self.cpu, self.work)
+
+    @property
     def seconds_each(self) -> np.ndarray:
         """Wall seconds per unit of work of each turn, (R,)."""
         return np.divide(self.wall, self.work)
