@@ -93,12 +93,11 @@ class EngineVectorEnv:
         """
         active = self._seeds >= 0
         actions = self._checked(chunk, active)
-        slots, before = np.flatnonzero(active), self.simulations.history.copy()
+        slots = np.flatnonzero(active)
         traced = np.array([i for i in self._traced if active[i]], np.int64)
         limits = np.minimum(self.max_episode_steps - self._elapsed, actions.shape[1])
         done = self.simulations.run(slots, actions, limits, traced)
         invalid = (done.bits & UNSTABLE) != 0
-        self.simulations.history[invalid] = before[invalid]  # the last observation known to be sound
         self.invalid_episodes += int(invalid.sum())
         self._elapsed += done.steps
         for row, i in enumerate(traced):

@@ -113,7 +113,7 @@ def run_chunks(
             )
             steps[i] = t + 1
             if not _stable(h, nq, nv, facts[0]):
-                outcome[i] |= UNSTABLE
+                outcome[i] |= UNSTABLE  # unseen: the history keeps the last sound observation
                 break
             reward[i] += one[0]
             outcome[i] |= result

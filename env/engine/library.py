@@ -225,14 +225,16 @@ def call_observe(typing_context: Any, kernel: Any, handles: Any, memory: Any, id
 
 
 def _fingerprint(file: str) -> str:
-    """Hash of everything a kernel in ``file`` can be built from: this package and the folder of the file.
+    """Hash of all a kernel in ``file`` can be built from: sources with Numba code, here and in the file's folder.
 
     Numba's own cache looks only at the file of the outermost function, and would go on running a stale controller.
     """
     digest = hashlib.sha256(f"{numba.__version__} {llvm.llvm_version_info}".encode())
     for folder in sorted({Path(__file__).parent, Path(file).parent}):
         for source in sorted(folder.glob("*.py")):
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+            text = source.read_bytes()
+            if b"import numba" in text or b"kernel(__file__)" in text:
+                digest.update(source.name.encode() + b"\0" + text)
     return digest.hexdigest()[:16]
 
 

@@ -321,10 +321,14 @@ def test_a_wrong_or_absent_robosuite_is_named(monkeypatch):
 
 def test_a_changed_helper_recompiles_kernels(tmp_path):
     """Numba's own cache looks at one file only, and would go on running the old controller."""
-    (tmp_path / "task.py").write_text("a = 1\n")
-    before = library._fingerprint(str(tmp_path / "task.py"))
-    (tmp_path / "helper.py").write_text("b = 1\n")
-    assert library._fingerprint(str(tmp_path / "task.py")) != before
+    task, helper, other = (tmp_path / name for name in ("task.py", "helper.py", "other.py"))
+    task.write_text("@control_kernel(__file__)\n")
+    helper.write_text("import numba\n")
+    before = library._fingerprint(str(task))
+    other.write_text("nothing = 'compiled'\n")
+    assert library._fingerprint(str(task)) == before
+    helper.write_text("import numba  # other\n")
+    assert library._fingerprint(str(task)) != before
 
 
 def test_torques_are_those_of_the_textbook_formula():
