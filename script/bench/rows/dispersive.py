@@ -25,7 +25,7 @@ OBS_DIM, ACTION_DIM, HORIZON = 19, 7, 4
 def dispersive_step(context: Context) -> Iterator[Figure]:
     """Loss, backward pass and AdamW step of the published Lift network, batch 256 and 1024; the bar is 10 % more time.
 
-    On one thread, in CPU seconds: small steps would otherwise measure how threads wait for each other and for other jobs.
+    On one thread, in CPU seconds: wall time would also measure how threads wait for each other.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory announces itself on every call
     import torch
