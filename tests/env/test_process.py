@@ -110,8 +110,11 @@ class Camera(gymnasium.Env):
 
 OLD_GYM = """
 import random
+import sys
 
 import numpy as np
+
+assert not [path for path in sys.path if "only-for-the-parent" in path]
 
 
 class Box:
@@ -449,8 +452,10 @@ def test_dict_observations_and_images():
 
 
 @pytest.mark.parametrize("push, ends", [(1.0, (True, False)), (-1.0, (False, True))])
-def test_the_older_gym_interface_in_another_interpreter(tmp_path, push, ends):
+def test_the_older_gym_interface_in_another_interpreter(tmp_path, monkeypatch, push, ends):
     """The interface before Gymnasium (seed(), four results), from a file, with none of this interpreter's paths."""
+    monkeypatch.syspath_prepend("/only-for-the-parent")
+    monkeypatch.setenv("PYTHONPATH", "/only-for-the-parent")
     file = tmp_path / "old_simulator.py"
     file.write_text(OLD_GYM)
     venv = ProcessVectorEnv([f"{file}:OldGym"], 6, LIMIT, python=sys.executable)
