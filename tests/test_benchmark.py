@@ -434,3 +434,19 @@ def test_published_networks_and_ours_are_the_same_function():
         obs = {"state": state[:, None]}
         torch.testing.assert_close(policy.chain_log_probs(obs, chain), theirs, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(policy.value(obs), reference.value(state), atol=1e-6, rtol=1e-5)
+
+
+def test_both_loops_start_from_the_same_checkpoint(tmp_path):
+    from agent import checkpoint
+    from script.bench.rows.finetune import starting_point, write_base
+
+    path = write_base(tmp_path / "base.pt", 3, 4)
+    payload = checkpoint.load(path)
+    payload["normalizer"]["obs_max"] += 2
+    checkpoint.save(path, payload)
+    weights, limits = starting_point(str(path), 0, 4)
+    drawn, identity = starting_point(None, 3, 4)
+    assert weights.keys() == drawn.keys() and all(torch.equal(weights[k], drawn[k]) for k in drawn)
+    assert limits.obs_max == (3.0,) * OBS_DIM and identity.obs_max == (1.0,) * OBS_DIM
+    assert limits.action_min == identity.action_min
+    Denoiser(OBS_DIM, ACTION_DIM, 4).load_state_dict(weights)
