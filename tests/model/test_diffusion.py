@@ -142,6 +142,14 @@ def test_ddpm_sample_by_hand(deterministic: bool):
     assert torch.equal(noise, kept)
 
 
+def test_evaluation_deviation():
+    tiny, large = torch.tensor(1e-5), torch.tensor(0.3)
+    m = model(Constant(0.0))
+    assert [m.eval_std(tiny, 9).item(), m.eval_std(large, 9).item()] == pytest.approx([1e-3, 0.3])
+    assert m.eval_std(large, 10) == 0
+    assert model(Constant(0.0), use_ddim=True, ddim_steps=3).eval_std(large, 0) == 0
+
+
 def test_ddim_sample_is_deterministic_and_visits_its_steps():
     net = Constant(0.2)
     m = model(net, use_ddim=True, ddim_steps=3)

@@ -153,6 +153,12 @@ def test_hidden_layers_are_hidden(dims: list[int], residual: bool):
     assert len({z.data_ptr() for z in features}) == len(features)
 
 
+def test_hidden_layers_of_a_residual_network_are_before_its_nonlinearities():
+    network = ResidualMLP([5, *[13] * 5, 3])
+    first, one, two, _, _ = network.layers
+    assert network.hidden_layers == [first, one.l1, one, two.l1, two]
+
+
 def test_strict_load_copies_in_place():
     source, target = MLP([5, 7, 3]), MLP([5, 7, 3])
     identity = [id(p) for p in target.parameters()]

@@ -126,11 +126,13 @@ def test_ddim_eta_one_over_all_steps_is_ddpm():
         torch.testing.assert_close(s1.expand_as(s2), s2, rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_of_eta_is_finite_at_every_step():
+@pytest.mark.parametrize("level", [0.0, 1.0, 2.0])
+def test_gradient_of_eta_is_finite_at_every_step(level: float):
+    """At ``eta = 2`` the variance exceeds what the step has: the direction's root is at 0."""
     s = DDIMSchedule(20, 5)
     x, eps = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
     for i in range(5):
-        eta = torch.ones(3, 1, requires_grad=True)
+        eta = torch.full((3, 1), level, requires_grad=True)
         mean, std = s.mean_std(x, eps, i, eta)
         (mean.sum() + std.sum()).backward()
         assert torch.isfinite(eta.grad).all()
