@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import shutil
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ else:
     from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-ROBOSUITE_NEEDS = ("mink==0.0.5", "opencv-python-headless", "pillow", "qpsolvers[quadprog]>=4.3.1", "termcolor")
+ROBOSUITE_NEEDS = ("mink==0.0.5", "opencv-python-headless", "qpsolvers[quadprog]>=4.3.1", "termcolor")
 
 
 def requirements(extras: list[str]) -> list[Requirement]:
@@ -62,7 +63,9 @@ def missing(extras: list[str]) -> list[str]:
 
 
 def needs_light() -> bool:
-    """Nothing to compile evdev with, or no libGL or GLib for opencv-python (Linux only: elsewhere both come ready)."""
+    """Nothing to compile evdev with, or no libGL or GLib for opencv-python (Linux only: elsewhere both come ready). D2PPO_LIGHT=1 forces it."""
+    if os.environ.get("D2PPO_LIGHT"):
+        return True
     if not sys.platform.startswith("linux"):
         return False
     headers = [Path(sysconfig.get_path("include")) / "Python.h", Path("/usr/include/linux/input.h")]

@@ -55,21 +55,29 @@ PY
   d2ppo_say "videos will be skipped: no OpenGL library. On Debian or Ubuntu: sudo apt-get install $packages"
 }
 
-# d2ppo_install <python> <log> [extra ...]: the requirements, then this project itself, editable.
+# d2ppo_pip <python> <log> <pip install's arguments>: all it says goes to the log; errors and downloads of 100 MB and more are shown.
+d2ppo_pip() {
+  local python=$1 log=$2
+  shift 2
+  "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" 2>&1 | tee -a "$log" |
+    grep --line-buffered -E '^ *ERROR|^ *error:|Downloading .*\(([0-9]{3,}[0-9.]* MB|[0-9.]+ GB)\)' >&2
+  return "${PIPESTATUS[0]}"
+}
+
+# d2ppo_install <python> <log> <root> [extra ...]: the requirements, and this project itself, editable.
 d2ppo_install() {
-  local python=$1 log=$2 root=$3 list extras
+  local python=$1 log=$2 root=$3 extras
   shift 3
-  extras=$(IFS=,; printf '%s' "$*")
+  extras=$(IFS=, && printf '%s' "$*")
+  : >"$log"
   if "$python" "$root/script/requirements.py" needs-light; then
-    d2ppo_say "installing (no compiler, headers or desktop libraries here: robosuite without what needs them)"
-    list=$("$python" "$root/script/requirements.py" light "$@") || return 1
-    printf '%s\n' "$list" >"$log.requirements"
-    "$python" -m pip install -qq --log "$log" -c "$root/constraints.txt" -r "$log.requirements" || return 1
-    "$python" -m pip install -qq --log "$log" -c "$root/constraints.txt" --no-deps robosuite || return 1
-    "$python" -m pip install -qq --log "$log" --no-deps -e "$root"
+    d2ppo_say "no compiler, headers or desktop libraries here: robosuite goes in without the requirements that want them"
+    "$python" "$root/script/requirements.py" light "$@" >"$log.requirements" || return 1
+    d2ppo_pip "$python" "$log" -c "$root/constraints.txt" -r "$log.requirements" setuptools || return 1
+    d2ppo_pip "$python" "$log" -c "$root/constraints.txt" --no-deps robosuite || return 1
+    d2ppo_pip "$python" "$log" --no-deps --no-build-isolation -e "$root"
   else
-    d2ppo_say "installing torch, mujoco, robosuite and the others, as constraints.txt pins them (a minute or two, once)"
-    "$python" -m pip install -qq --log "$log" -c "$root/constraints.txt" -e "$root${extras:+[$extras]}"
+    d2ppo_pip "$python" "$log" -c "$root/constraints.txt" -e "$root${extras:+[$extras]}"
   fi
 }
 
@@ -94,8 +102,9 @@ d2ppo_setup() {
   unmet=$("$python" "$root/script/requirements.py" missing "$@") || return 1
   if [ -n "$unmet" ]; then
     log=$venv/d2ppo-pip.log
-    if ! command -v nvidia-smi >/dev/null 2>&1 && [ "$(uname -s)" = Linux ] && ! "$python" -c 'import torch' 2>/dev/null; then
-      d2ppo_say "no NVIDIA GPU seen. If pip now fetches gigabytes of CUDA for torch, stop, and give pip PyTorch's CPU index (PIP_EXTRA_INDEX_URL)"
+    d2ppo_say "installing what constraints.txt pins (a few minutes, once; to watch: tail -f '$log')"
+    if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && ! "$python" -c 'import torch' 2>/dev/null; then
+      d2ppo_say "no NVIDIA GPU here: should pip fetch gigabytes of CUDA for torch, stop it and set PIP_EXTRA_INDEX_URL to PyTorch's CPU index"
     fi
     if ! d2ppo_install "$python" "$log" "$root" "$@"; then
       d2ppo_say "pip could not install the requirements; its full log: $log"
