@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ class RunLogger:
     def close(self) -> None:
         """Free the directory; idempotent."""
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
         for descriptor in (self._file, self._lock):
             if descriptor is not None:
                 os.close(descriptor)
@@ -248,7 +249,7 @@ def _start_wandb(logdir: Path, cfg: Mapping[str, Any] | DictConfig, resume: bool
             "wandb: the package is not installed. Install it with `pip install wandb`, or switch it off with wandb=null"
         ) from error
     id_file = logdir / "wandb_id.txt"
-    run_id = id_file.read_text().strip() if resume and id_file.exists() else wandb.util.generate_id()
+    run_id = id_file.read_text().strip() if resume and id_file.exists() else secrets.token_hex(4)
     settings = {
         "id": run_id,
         "resume": "allow",

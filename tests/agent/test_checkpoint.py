@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from agent import checkpoint
+from agent.agent import build
 from agent.errors import CheckpointError
 from env.normalizer import Normalizer
 
@@ -130,6 +131,7 @@ def test_a_crash_between_writing_and_replacing_is_never_read(tmp_path, monkeypat
 _WRITER = """
 import sys, torch
 from agent import checkpoint
+from agent.agent import build
 n = 0
 while True:
     n += 1
@@ -219,7 +221,7 @@ def test_foreign_format_and_newer_version(tmp_path):
 
 def test_rng_state_repeats_every_generator(tmp_path):
     random.seed(3), np.random.seed(5), torch.manual_seed(7)
-    np.random.normal()  # leaves a cached second number, which is state too
+    np.random.normal(), random.gauss(0, 1)  # both leave a cached second number, which is state too
     checkpoint.save(tmp_path / "state_1.pt", _payload(rng=checkpoint.rng_state()))
 
     def draw():
@@ -327,3 +329,31 @@ def test_fine_tuned_weights_in_a_pre_training_policy_get_a_hint(tmp_path):
     checkpoint.save(tmp_path / "state_1.pt", {"kind": "finetune", "itr": 1, "model": state})
     with pytest.raises(CheckpointError, match="PPO class"):
         checkpoint.load_policy(tmp_path / "state_1.pt", config=_config())
+
+
+def test_a_fine_tuned_policy_comes_back_with_base_and_tuned_weights(tmp_path):
+    actor = {
+        "_target_": "model.diffusion.mlp_diffusion.DiffusionMLP",
+        "action_dim": 2,
+        "horizon_steps": 4,
+        "cond_dim": 3,
+    }
+    actor |= {"mlp_dims": [17, 17], "time_dim": 8}
+    shape = {"horizon_steps": 4, "obs_dim": 3, "action_dim": 2, "denoising_steps": 7}
+    ppo = {"_target_": "model.diffusion.diffusion_ppo.PPODiffusion", "actor": actor, "ft_denoising_steps": 3, **shape}
+    ppo["critic"] = {"_target_": "model.common.critic.CriticObs", "cond_dim": 3, "mlp_dims": [5, 5]}
+    policy = build(ppo)
+    with torch.no_grad():
+        for parameter in policy.actor_ft.parameters():
+            parameter.add_(0.25)  # tuned: no longer the base
+    path = tmp_path / "state_1.pt"
+    checkpoint.save(path, {"kind": "finetune", "itr": 1, "model": policy.state_dict(), "config": {"model": ppo}})
+    loaded = checkpoint.load_policy(path)
+    for key, value in policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    obs, noise = {"state": torch.randn(5, 1, 3)}, torch.randn(5, *policy.noise_shape)
+    expected = policy.eval().sample(obs, deterministic=True, noise=noise).trajectories
+    assert torch.equal(loaded.sample(obs, deterministic=True, noise=noise).trajectories, expected)
+    base_only = {"_target_": "model.diffusion.diffusion.DiffusionModel", "network": actor, **shape}
+    with pytest.raises(CheckpointError, match=r"unexpected key.*PPO class"):
+        checkpoint.load_policy(path, config={"model": base_only})

@@ -153,7 +153,7 @@ class _Run:
     def log(self, row):
         self.rows.append(row)
 
-    def finish(self, quiet):
+    def finish(self):
         self.finished = True
 
 
@@ -162,7 +162,6 @@ def _fake_wandb(monkeypatch, account: bool, network: bool = True):
     wandb = types.ModuleType("wandb")
     wandb.calls, wandb.run = [], _Run()
     wandb.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
-    wandb.util = types.SimpleNamespace(generate_id=lambda: f"id{len(wandb.calls)}")
     wandb.login = lambda prompt: account
 
     def init(**settings):
@@ -216,3 +215,17 @@ def test_wandb_that_is_not_installed_is_explained(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="wandb=null"):
         _logger(_cfg(tmp_path, wandb=_WANDB))
     _logger(_cfg(tmp_path, resume=True)).close()  # and the directory is free again
+
+
+def test_the_real_wandb_records_offline_and_goes_on(tmp_path, monkeypatch):
+    """The stand-in above knows only what this file believes of the package."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for resume in (False, True):
+        logger = _logger(_cfg(tmp_path / "run", wandb=_WANDB, resume=resume))
+        logger.log("epoch", 1, {"loss": 2.0})
+        logger.finish({"final": 2.0, "interval": (0.25, None)})
+    run_id = (tmp_path / "run" / "wandb_id.txt").read_text().strip()
+    assert list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -203,9 +203,13 @@ def test_a_finished_run_can_be_prolonged(data, tmp_path):
 
 
 def test_same_seed_same_run_other_seed_other_run(data, tmp_path):
+    starts = {}
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.rand(random.randrange(1, 9))  # what happened before must not matter
-        PretrainAgent(_cfg(data, tmp_path / name, seed=seed)).run()
+        agent = PretrainAgent(_cfg(data, tmp_path / name, seed=seed))
+        starts[name] = agent.policy.network[0].weight.detach().clone()
+        agent.run()
+    assert torch.equal(starts["a"], starts["b"]) and not torch.equal(starts["a"], starts["c"])
     _assert_same_run(tmp_path / "a", tmp_path / "b", 6)
     a, c = (checkpoint.load(tmp_path / run / "checkpoint" / "state_6.pt")["model"] for run in ("a", "c"))
     assert not torch.equal(a["network.0.weight"], c["network.0.weight"])
