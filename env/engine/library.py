@@ -229,7 +229,8 @@ def _fingerprint(file: str) -> str:
 
     Numba's own cache looks only at the file of the outermost function, and would go on running a stale controller.
     """
-    digest = hashlib.sha256(f"{numba.__version__} {llvm.llvm_version_info}".encode())
+    versions = mujoco.__version__, numba.__version__, llvm.llvm_version_info  # enumerators are compiled in, too
+    digest = hashlib.sha256(repr(versions).encode())
     for folder in sorted({Path(__file__).parent, Path(file).parent}):
         for source in sorted(folder.glob("*.py")):
             text = source.read_bytes()

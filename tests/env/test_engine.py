@@ -319,7 +319,7 @@ def test_a_wrong_or_absent_robosuite_is_named(monkeypatch):
         library.check_versions(robosuite=True)
 
 
-def test_a_changed_helper_recompiles_kernels(tmp_path):
+def test_a_changed_helper_or_mujoco_recompiles_kernels(tmp_path, monkeypatch):
     """Numba's own cache looks at one file only, and would go on running the old controller."""
     task, helper, other = (tmp_path / name for name in ("task.py", "helper.py", "other.py"))
     task.write_text("@control_kernel(__file__)\n")
@@ -327,6 +327,9 @@ def test_a_changed_helper_recompiles_kernels(tmp_path):
     before = library._fingerprint(str(task))
     other.write_text("nothing = 'compiled'\n")
     assert library._fingerprint(str(task)) == before
+    monkeypatch.setattr(library.mujoco, "__version__", "3.8.1")
+    assert library._fingerprint(str(task)) != before
+    monkeypatch.undo()
     helper.write_text("import numba  # other\n")
     assert library._fingerprint(str(task)) != before
 

@@ -163,6 +163,7 @@ def test_an_episode_does_not_depend_on_its_neighbours_or_its_slots_past(lift):
         others[k, 3] = own[k]
         a, b = alone.step(own[k][None]), crowd.step(others[k])
         np.testing.assert_array_equal(a.obs["state"][0], b.obs["state"][3])
+        np.testing.assert_array_equal(alone.simulations.physics(0), crowd.simulations.physics(3))
 
 
 def test_state_dict_resumes_lift_to_the_bit(lift):
