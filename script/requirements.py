@@ -4,10 +4,10 @@
     python script/requirements.py light [extra ...]     what to install where nothing can be compiled, robosuite apart
     python script/requirements.py needs-light           exit 0 where robosuite's own requirements would not work
 
-robosuite asks for `pynput` (whose `evdev` is compiled on installation: a C compiler and the Python and Linux headers) and for
-`opencv-python` (which wants the libraries of a desktop, libGL and GLib). It uses the first only for its keyboard device, and
-`opencv-python-headless` serves for the second. On a bare server, then, robosuite is installed without its requirements, and the
-ones that matter beside it.
+robosuite asks for `pynput` (whose `evdev` is compiled on installation: a C compiler, the Python and the Linux headers)
+and for `opencv-python` (which wants the libraries of a desktop, libGL and GLib). It uses the first for its keyboard
+device only, and `opencv-python-headless` serves for the second. On a bare server, then, robosuite is installed without
+its requirements, and the ones that matter beside it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def requirements(extras: list[str]) -> list[Requirement]:
 
 
 def missing(extras: list[str]) -> list[str]:
-    """Requirements that are absent or outside their range. A tested pin that differs is fine: the range says what works."""
+    """Requirements that are absent or outside their range. Another version than the tested pin is fine."""
     unmet = []
     for requirement in requirements(extras):
         try:
@@ -63,7 +63,10 @@ def missing(extras: list[str]) -> list[str]:
 
 
 def needs_light() -> bool:
-    """Nothing to compile evdev with, or no libGL or GLib for opencv-python (Linux only: elsewhere both come ready). D2PPO_LIGHT=1 forces it."""
+    """Whether there is nothing to compile evdev with, or no libGL or GLib for opencv-python.
+
+    Linux only: elsewhere both come ready. D2PPO_LIGHT=1 says yes anyway.
+    """
     if os.environ.get("D2PPO_LIGHT"):
         return True
     if not sys.platform.startswith("linux"):

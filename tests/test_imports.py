@@ -1,4 +1,7 @@
-"""The dependency rule of the house: script -> agent -> {model, env}; model and env never meet, and only the allowed packages enter a room."""
+"""The dependency rule of the house: script -> agent -> {model, env}; model and env never meet.
+
+Nor does every package of others enter every room, and what is slow to import is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,18 @@ NEVER = {  # packages of others: model computes, env simulates without a learnin
     "agent": {"robosuite", "numba"},
     "script": set(),
 }
-LAZY = {"robosuite", "wandb", "gdown", "minari", "imageio", "matplotlib"}  # slow or optional: imported where used, never on start-up
+LAZY = {
+    "robosuite",
+    "wandb",
+    "gdown",
+    "minari",
+    "imageio",
+    "matplotlib",
+}  # slow or optional
 
 
 def imports(source: str) -> list[tuple[int, str, bool]]:
-    """(line, dotted name, whether on start-up) of every absolute import, also those under ``if`` and inside functions."""
+    """(line, dotted name, whether on start-up) of every absolute import, also under ``if`` and inside functions."""
     tree = ast.parse(source)
     inside = {
         id(node)
@@ -40,8 +50,16 @@ def imports(source: str) -> list[tuple[int, str, bool]]:
             found += [(node.lineno, alias.name, id(node) not in inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.append((node.lineno, node.module, id(node) not in inside))
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"importlib.import_module", "__import__", "import_module"}:
-            found += [(node.lineno, a.value, False) for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {
+            "importlib.import_module",
+            "__import__",
+            "import_module",
+        }:
+            found += [
+                (node.lineno, a.value, False)
+                for a in node.args
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            ]
     return found
 
 
@@ -81,7 +99,9 @@ def test_the_rule_sees_each_way_of_importing(room, source):
 
 
 def test_the_rule_allows_what_it_should():
-    assert not violations("env", "import numpy\ndef f():\n    import robosuite\nfrom env.errors import EnvError\nfrom . import x")
+    assert not violations(
+        "env", "import numpy\ndef f():\n    import robosuite\nfrom env.errors import EnvError\nfrom . import x"
+    )
     assert not violations("agent", "from env.registry import make_vector_env\nimport model.types")
 
 
@@ -92,13 +112,20 @@ def test_every_package_that_is_imported_is_a_requirement():
     wanted = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
     names = {r.split(">")[0].split("=")[0].split("[")[0].strip().lower() for r in wanted}
     known_as = {"hydra-core": "hydra", "imageio-ffmpeg": "imageio_ffmpeg", "panda-python": "panda_py", "pillow": "PIL"}
-    known = {known_as.get(n, n.replace("-", "_")) for n in names} | set(ROOMS) | set(sys.stdlib_module_names) | {"pip", "llvmlite"}  # llvmlite: numba's other half
+    known = (
+        {known_as.get(n, n.replace("-", "_")) for n in names}
+        | set(ROOMS)
+        | set(sys.stdlib_module_names)
+        | {"pip", "llvmlite"}
+    )  # llvmlite: numba's other half
     used = {
         (name.split(".")[0], str(f.relative_to(ROOT)))
         for room in ROOMS
         for f in (ROOT / room).rglob("*.py")
         for _, name, _ in imports(f.read_text(encoding="utf-8"))
     }
-    siblings = {f.stem for f in (ROOT / "script").rglob("*.py")} | {d.name for d in (ROOT / "script").rglob("*") if d.is_dir()}
+    siblings = {f.stem for f in (ROOT / "script").rglob("*.py")} | {
+        d.name for d in (ROOT / "script").rglob("*") if d.is_dir()
+    }
     strangers = sorted((n, f) for n, f in used if n not in known and not (f.startswith("script") and n in siblings))
     assert not strangers, strangers

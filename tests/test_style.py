@@ -15,7 +15,9 @@ MAX_FUNCTION, MAX_MODULE, MAX_LEAF = 80, 400, 15
 # `Python objects in disguise`: reading them runs whatever they say
 RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # spelled in pieces, so that this file does not contain what it looks for
-HOSTS = re.compile("|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "deb" + r"ian\.org", "npm" + r"js\.(org|com)"]))
+HOSTS = re.compile(
+    "|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "deb" + r"ian\.org", "npm" + r"js\.(org|com)"])
+)
 MACHINE = re.compile(r"(?<![\w.~])/(?:work|farm|root|home/\w+)/|(?<![\w./])/tmp/(?!\w*\$)")
 TEXT = {".py", ".sh", ".yaml", ".yml", ".md", ".toml", ".txt", ".json", ""}
 
@@ -31,13 +33,18 @@ def faults(source: str, room: str) -> list[str]:
     if (n := source.count("\n")) > MAX_MODULE:
         found.append(f"{n} lines; a module has at most {MAX_MODULE}")
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (n := node.end_lineno - node.lineno + 1) > MAX_FUNCTION:
+        if (
+            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            and (n := node.end_lineno - node.lineno + 1) > MAX_FUNCTION
+        ):
             found.append(f"line {node.lineno}: {node.name} has {n} lines, at most {MAX_FUNCTION}")
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             found.append(f"line {node.lineno}: bare except")
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [f"line {node.lineno}: {name} runs code from a file" for name in names if name.split(".")[0] in RUNS_CODE]
+        found += [
+            f"line {node.lineno}: {name} runs code from a file" for name in names if name.split(".")[0] in RUNS_CODE
+        ]
     for call in calls(tree):
         name, given = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
         if name == "print" and room != "script":
@@ -93,19 +100,23 @@ def leaves() -> list[Path]:
 def test_leaf_configurations_hold_only_deltas():
     assert leaves()
     for leaf in leaves():
-        lines = [s for s in leaf.read_text(encoding="utf-8").splitlines() if s.strip() and not s.strip().startswith("#")]
+        lines = [
+            s for s in leaf.read_text(encoding="utf-8").splitlines() if s.strip() and not s.strip().startswith("#")
+        ]
         assert len(lines) <= MAX_LEAF, f"{leaf.relative_to(ROOT)}: {len(lines)} lines, at most {MAX_LEAF}"
 
 
 def test_no_folder_on_the_search_path_shadows_a_key():
-    """A group called wandb would turn `wandb=null` into a crash, and a YAML at the top of cfg/ would silently beat a leaf."""
+    """A group named wandb would turn `wandb=null` into a crash; a YAML at the top of cfg/ would silently beat a leaf."""
     assert not list((ROOT / "cfg").glob("*.yaml"))
     assert not [d for d in (ROOT / "cfg").rglob("*") if d.is_dir() and d.name in {"wandb", "env", "train", "model"}]
 
 
 def test_no_file_names_a_registry_or_a_path_of_one_machine():
     folders = [*ROOMS, "cfg", "installation", "tests", ".ci"]
-    files = [f for folder in folders for f in (ROOT / folder).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    files = [
+        f for folder in folders for f in (ROOT / folder).rglob("*") if f.is_file() and "__pycache__" not in f.parts
+    ]
     files += [f for f in ROOT.iterdir() if f.is_file() and not f.name.startswith(".")]
     found = []
     for file in files:
