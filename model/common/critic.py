@@ -33,10 +33,11 @@ class CriticObs(nn.Module):
 
 
 class CriticObsAct(nn.Module):
-    """Value of an observation and an action chunk, once or (``double_q``) twice with independent weights ``Q1.*, Q2.*``.
+    """Value of an observation and an action chunk: ``Q1.*`` and, with ``double_q``, an independent ``Q2.*``.
 
-    ``cond_dim = To * Do``, ``action_dim = Da``, ``action_steps = Te``. The published code never honours ``residual_style``
-    here (all its checkpoints hold plain networks): load those with ``residual_style=False``, whatever their YAML says.
+    ``cond_dim = To * Do``, ``action_dim = Da``, ``action_steps = Te``. The published code never honours
+    ``residual_style`` here (all its checkpoints hold plain networks): load those with ``residual_style=False``,
+    whatever their YAML says.
     """
 
     def __init__(

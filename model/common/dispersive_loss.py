@@ -1,7 +1,7 @@
-"""Dispersive losses: push the hidden features of a batch apart, without positive pairs and without a second forward pass.
+"""Dispersive losses: push the hidden features of a batch apart, with neither positive pairs nor a second forward pass.
 
-D2PPO, after Wang & He, "Diffuse and Disperse" (arXiv:2506.09027). For features ``z (B, D)``, ``d_ij^2 = |z_i - z_j|^2``, pairs
-``i != j`` (all pairs with ``self_pairs``), covariance ``C`` over the batch with denominator ``B - 1``:
+D2PPO, after Wang & He, "Diffuse and Disperse" (arXiv:2506.09027). For features ``z (B, D)``, ``d_ij`` the distance of
+rows ``i`` and ``j``, pairs ``i != j`` (all pairs with ``self_pairs``), covariance ``C`` with denominator ``B - 1``:
 
 =============== =================================================== ====================================================
 kind            corrected                                           released (the public D2PPO code, defects included)
@@ -12,13 +12,13 @@ hinge           ``mean_ij max(1 - d_ij^2 / D, 0)^2``                not divided 
 covariance      ``sum_{m != n} C_mn^2``                             the diagonal, too: collapsing the features pays
 =============== =================================================== ====================================================
 
-Distances come from the Gram matrix of the centred features, sums of exponentials from ``logsumexp``: memory is O(B^2), never
-(B, B, D), and the covariance loss uses whichever of the (D, D) and (B, B) matrices is smaller.
+Distances come from the Gram matrix of the centred features, sums of exponentials from ``logsumexp``: memory is
+O(B^2), never (B, B, D), and the covariance loss uses whichever of the (D, D) and (B, B) matrices is smaller.
 
 All ``B^2`` inner products cost a large batch as much as a small network does. So training compares within groups of
-``group_size`` rows: the mean over pairs is then an incomplete U-statistic, of the same expectation, since without self-pairs that
-does not depend on ``B``, and of nearly the same variance, since every row still takes part. With self-pairs, for the
-covariance and for ``released`` it would change the loss, and groups are not used.
+``group_size`` rows: the mean over pairs is then an incomplete U-statistic, of the same expectation, since without
+self-pairs that does not depend on ``B``, and of nearly the same variance, since every row still takes part. With
+self-pairs, for the covariance and for ``released`` it would change the loss, and groups are not used.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from torch.nn.modules.module import register_module_forward_hook
 KINDS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 LAYERS = ("early", "mid", "late", "all")
 VARIANTS = ("corrected", "released")
+
+_MIN_SQUARED_NORM = 1e-12  # of a row in a cosine: bounds the gradient of a feature that is zero
 
 
 def dispersive_loss(
@@ -80,58 +82,57 @@ def dispersive_loss(
         return _covariance(z, diagonal=released)
     self_pairs = self_pairs or released
     z = _grouped(z, None if self_pairs else group_size)
-    if kind == "infonce_cosine":  # for unit vectors cos = 1 - d^2 / 2
-        z = F.normalize(z, dim=-1)
-        return _LogMeanExp.apply(z, 0.5 / temperature, self_pairs) + 1 / temperature
+    if kind == "infonce_cosine":
+        return _log_mean_exp(_cosines(z) / temperature, self_pairs)
     scale = 1.0 if released else 1 / z.shape[-1]
     if kind == "infonce_l2":
-        return _LogMeanExp.apply(z, scale / temperature, self_pairs)
+        return _log_mean_exp(_squared_distances(z) * (-scale / temperature), self_pairs)
     penalty = F.relu(1 - _squared_distances(z) * scale).square()
     return penalty.mean() if self_pairs else _fill_diagonal(penalty, 0).sum() / _n_pairs(z)
 
 
-class _LogMeanExp(torch.autograd.Function):
-    """``log mean_ij exp(-scale d_ij^2)`` over the pairs within each group of ``z (G, n, D)``.
-
-    Its gradient is ``-4 scale (r_i z_i - sum_j p_ij z_j)``, ``p`` the softmax over all pairs and ``r`` its row sums: one matrix
-    product, where autograd, which cannot know that ``p`` is symmetric, needs two and keeps half a dozen (n, n) matrices.
-    """
+class _Gram(torch.autograd.Function):
+    """``z z'`` for ``z (..., n, D)``, whose gradient takes one matrix product, not the two of ``z @ z.mT``."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, z: Tensor, scale: float, self_pairs: bool) -> Tensor:
-        z = z - z.mean(dim=-2, keepdim=True)
-        logits = _squared_distances(z, centred=True).mul_(-scale)
-        if not self_pairs:
-            logits.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
-        total = logits.flatten().logsumexp(dim=0)
-        ctx.save_for_backward(z, logits, total)
-        ctx.scale = scale
-        return total - math.log(logits.numel() if self_pairs else _n_pairs(z))
+    def forward(ctx: FunctionCtx, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z @ z.mT
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        z, logits, total = ctx.saved_tensors
-        p = (logits - total).exp_()
-        pull = p.sum(dim=-1, keepdim=True) * z
-        return pull.baddbmm_(p, z, alpha=-1).mul_(grad * (-4 * ctx.scale)), None, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return (grad + grad.mT) @ z
 
 
 def _grouped(z: Tensor, size: int | None) -> Tensor:
-    """``(B, D)`` to ``(G, n, D)``, ``G = B // size``: every ``G``-th row, so that ordered batches are mixed; a remainder of
-    fewer than ``G`` rows stays out."""
+    """``(B, D)`` to ``(G, n, D)``, ``G = B // size``.
+
+    A group is every ``G``-th row, so that ordered batches are mixed; a remainder of fewer than ``G`` rows stays out.
+    """
     n_groups = 1 if size is None else max(1, z.shape[0] // size)
     n = z.shape[0] // n_groups
-    return z[: n * n_groups].view(n, n_groups, -1).transpose(0, 1)
+    if n * n_groups != z.shape[0]:
+        z = z[: n * n_groups]
+    return z.reshape(n, n_groups, -1).transpose(0, 1)
 
 
-def _squared_distances(z: Tensor, centred: bool = False) -> Tensor:
-    """``(G, n, D)`` to ``(G, n, n)``. Centred first: distances do not see a shift, but float32 cancellation does."""
-    if not centred:
-        z = z - z.mean(dim=-2, keepdim=True).detach()
-    norm = z.square().sum(dim=-1)
-    distance = torch.baddbmm(norm[:, :, None] + norm[:, None, :], z, z.mT, alpha=-2)
-    return _fill_diagonal(distance, 0).clamp(min=0)
+def _squared_distances(z: Tensor) -> Tensor:
+    """``(G, n, D)`` to ``(G, n, n)``, exactly 0 on the diagonal.
+
+    Centred first: distances do not see a shift, but float32 cancellation does.
+    """
+    gram = _Gram.apply(z - z.mean(dim=-2, keepdim=True).detach())
+    norm = gram.diagonal(dim1=-2, dim2=-1)
+    return (norm[:, :, None] + norm[:, None, :] - 2 * gram).clamp(min=0)
+
+
+def _cosines(z: Tensor) -> Tensor:
+    """``(G, n, D)`` to ``(G, n, n)``; 0 where a row is 0."""
+    gram = _Gram.apply(z)
+    inverse = gram.diagonal(dim1=-2, dim2=-1).clamp(min=_MIN_SQUARED_NORM).rsqrt()
+    return gram * inverse[:, :, None] * inverse[:, None, :]
 
 
 def _fill_diagonal(matrix: Tensor, value: float) -> Tensor:
@@ -140,26 +141,32 @@ def _fill_diagonal(matrix: Tensor, value: float) -> Tensor:
 
 
 def _n_pairs(z: Tensor) -> int:
-    """How many ordered pairs ``i != j`` there are in ``z (G, n, D)``."""
+    """How many ordered pairs ``i != j`` there are in ``z (G, n, ...)``."""
     return z.shape[0] * z.shape[1] * (z.shape[1] - 1)
+
+
+def _log_mean_exp(logits: Tensor, self_pairs: bool) -> Tensor:
+    if self_pairs:
+        return logits.logsumexp(dim=(0, 1, 2)) - math.log(logits.numel())
+    return _fill_diagonal(logits, -math.inf).logsumexp(dim=(0, 1, 2)) - math.log(_n_pairs(logits))
 
 
 def _covariance(z: Tensor, diagonal: bool) -> Tensor:
     n, dim = z.shape
-    z = z - z.mean(dim=0)
+    z = z - z.mean(dim=0).detach()  # centring is a projection that the product below repeats: its gradient is the same
     if dim <= n:
-        cov = z.mT @ z / (n - 1)
+        cov = _Gram.apply(z.mT) / (n - 1)
         return (cov if diagonal else _fill_diagonal(cov, 0)).square().sum()
-    total = (z @ z.mT / (n - 1)).square().sum()  # |Z'Z|_F = |ZZ'|_F
+    total = (_Gram.apply(z) / (n - 1)).square().sum()  # |Z'Z|_F = |ZZ'|_F
     return total if diagonal else total - (z.square().sum(dim=0) / (n - 1)).square().sum()
 
 
 @contextmanager
 def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that receives the output of each given module whenever it runs inside the ``with`` block, in order of execution.
+    """A list that receives the outputs of the given modules as they run inside the ``with`` block.
 
-    No module is ever touched: one process-wide forward hook looks for the given modules and leaves with the block, also on an
-    exception. So a network copied inside the block carries nothing along, and nothing can be left behind.
+    No module is ever touched: one process-wide forward hook looks for the given modules and leaves with the block,
+    also on an exception. So a network copied inside the block carries nothing along, and nothing can be left behind.
     """
     wanted = {id(module) for module in modules}
     outputs: list[Tensor] = []
@@ -176,7 +183,9 @@ def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def pick(hidden_layers: Sequence[nn.Module], layer: str, network: str = "the network") -> list[nn.Module]:
-    """The hidden layers a setting means: first quarter, middle, last quarter, or all; of three exactly the 1st, 2nd, 3rd.
+    """The hidden layers a setting means: first quarter, middle, last quarter, or all of them.
+
+    Of three layers, early, mid and late are exactly the first, second and third.
 
     Args:
         hidden_layers: as a network declares them, never its output.
@@ -199,7 +208,7 @@ def pick(hidden_layers: Sequence[nn.Module], layer: str, network: str = "the net
 
 
 def pick_released(network: nn.Module, layer: str) -> list[nn.Module]:
-    """What the public D2PPO code hooks, including the network's output for most settings; only for ``variant="released"``.
+    """What the public D2PPO code hooks, for most settings the network's output; only for ``variant="released"``.
 
     It indexes the entries of ``mlp_mean`` (output layer and output activation among them). Its activations are shared
     by the whole process, so where the chosen entry is the output's Identity and there is an observation encoder, the
@@ -213,7 +222,8 @@ def pick_released(network: nn.Module, layer: str) -> list[nn.Module]:
     entries = list(getattr(mlp, "moduleList", None) or getattr(mlp, "layers", None) or ())
     if not entries:
         raise ValueError(
-            f"dispersive_loss_variant: 'released' needs a network with an `mlp_mean` perceptron, found {type(network).__name__}"
+            "dispersive_loss_variant: 'released' needs a network with an `mlp_mean` perceptron, "
+            f"found {type(network).__name__}; use 'corrected'"
         )
     encoder = getattr(network, "cond_mlp", None)
     shared = encoder is not None and isinstance(entries[-1], nn.Identity)
@@ -228,7 +238,8 @@ def pick_released(network: nn.Module, layer: str) -> list[nn.Module]:
 class DispersiveLoss:
     """The settings of the regulariser, checked; called with recorded features it returns their mean loss (0-d).
 
-    ``kind``, ``temperature``, ``self_pairs``, ``variant``, ``group_size``: see ``dispersive_loss``. ``layer``: one of ``LAYERS``.
+    ``kind``, ``temperature``, ``self_pairs``, ``variant``, ``group_size``: see ``dispersive_loss``. ``layer``: one of
+    ``LAYERS``.
     """
 
     kind: str = "infonce_l2"
@@ -236,7 +247,7 @@ class DispersiveLoss:
     layer: str = "early"
     variant: str = "corrected"
     self_pairs: bool = False
-    group_size: int | None = 64
+    group_size: int | None = 32
 
     def __post_init__(self) -> None:
         _choose("dispersive_loss_type", self.kind, KINDS)
@@ -264,8 +275,9 @@ class DispersiveLoss:
     def floor(self, n: int) -> float:
         """The lowest value for a batch of ``n`` features of any width; ``-inf`` where there is none.
 
-        ``infonce_l2``: ``-log n`` with self-pairs, unbounded without. ``infonce_cosine``: features on a simplex, all cosines
-        ``-1 / (n - 1)`` (attained if ``D >= n - 1``). ``hinge``: ``1 / n`` with self-pairs, else 0. ``covariance``: 0.
+        ``infonce_l2``: ``-log n`` with self-pairs, unbounded without. ``infonce_cosine``: features on a simplex, all
+        cosines ``-1 / (n - 1)`` (attained if ``D >= n - 1``). ``hinge``: ``1 / n`` with self-pairs, else 0.
+        ``covariance``: 0.
         """
         self_pairs = self.self_pairs or self.variant == "released"
         if self.kind == "infonce_l2":
@@ -280,10 +292,13 @@ class DispersiveLoss:
 
 
 @torch.no_grad()
-def feature_diagnostics(features: Tensor, settings: DispersiveLoss | None = None, max_rows: int = 256) -> dict[str, Tensor]:
+def feature_diagnostics(
+    features: Tensor, settings: DispersiveLoss | None = None, max_rows: int = 256
+) -> dict[str, Tensor]:
     """How spread out a batch of features is; 0-d tensors, nothing is synchronised to the host.
 
-    * ``effective_rank``: exp of the entropy of the normalised singular values of the centred features (Roy & Vetterli 2007)
+    * ``effective_rank``: exp of the entropy of the normalised singular values of the centred features (Roy & Vetterli
+      2007)
     * ``participation_ratio``: ``(sum l)^2 / sum l^2`` over the eigenvalues of their covariance
     * ``distance_mean``, ``distance_min``: over pairs, root mean square per dimension (``sqrt(d^2 / D)``)
     * ``feature_norm``: mean Euclidean norm

@@ -63,8 +63,10 @@ class MLP(nn.Module):
             raise ValueError(f"dim_list: expected an input and an output width at least, found {list(dim_list)}")
         self.append_layers = frozenset(append_layers or ())
         if not self.append_layers <= set(range(n_layers)):
-            raise ValueError(f"append_layers: expected indices in 0..{n_layers - 1}, found {sorted(self.append_layers)}")
-        self.moduleList = nn.ModuleList()  # noqa: N815  (the published parameter name)
+            raise ValueError(
+                f"append_layers: expected indices in 0..{n_layers - 1}, found {sorted(self.append_layers)}"
+            )
+        self.moduleList = nn.ModuleList()
         for i in range(n_layers):
             last = i == n_layers - 1
             in_dim = dim_list[i] + (append_dim if i in self.append_layers else 0)
@@ -83,7 +85,7 @@ class MLP(nn.Module):
         return list(self.moduleList)[:-1]
 
     def forward(self, x: Tensor, append: Tensor | None = None) -> Tensor:
-        """``x (..., dim_list[0])`` and, if ``append_layers``, ``append (..., append_dim)`` to ``(..., dim_list[-1])``."""
+        """``x (..., dim_list[0])`` to ``(..., dim_list[-1])``; ``append (..., append_dim)`` is the second input."""
         if self.append_layers and append is None:
             raise ValueError(f"MLP: layers {sorted(self.append_layers)} need the second input `append`, found None")
         for i, layer in enumerate(self.moduleList):

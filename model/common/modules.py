@@ -30,7 +30,9 @@ def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], what: str) 
             )
         found = state_dict[key]
         if not isinstance(found, Tensor):
-            raise StateDictError(f"{what}: key {key!r}: expected a tensor of shape {expected}, found {type(found).__name__}")
+            raise StateDictError(
+                f"{what}: key {key!r}: expected a tensor of shape {expected}, found {type(found).__name__}"
+            )
         if tuple(found.shape) != expected:
             raise StateDictError(
                 f"{what}: key {key!r}: expected shape {expected}, found {tuple(found.shape)}. "

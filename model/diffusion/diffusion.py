@@ -1,7 +1,7 @@
-"""The pre-trained diffusion policy: supervised loss on demonstrations, optionally with dispersed features, and sampling.
+"""The pre-trained diffusion policy: a supervised loss, optionally with dispersed features, and sampling.
 
-``L = mean |network(x_t, t, obs) - eps|^2 + weight * L_dispersive(hidden features)``, ``t`` uniform, in one forward pass.
-DDPM (arXiv:2006.11239), Diffusion Policy (arXiv:2303.04137), D2PPO.
+``L = mean |network(x_t, t, obs) - eps|^2 + weight * L_dispersive(hidden features)``, ``t`` uniform, in one forward
+pass. DDPM (arXiv:2006.11239), Diffusion Policy (arXiv:2303.04137), D2PPO.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class DiffusionModel(DiffusionProcess):
     The others are explained in ``DiffusionProcess``.
 
     Raises:
-        ValueError: naming the key that does not fit; with a dispersive loss also a network of fewer than three hidden layers.
+        ValueError: naming the key that does not fit; with a dispersive loss also a network of fewer than three hidden
+            layers.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class DiffusionModel(DiffusionProcess):
         dispersive_loss_layer: str = "early",
         dispersive_loss_variant: str = "corrected",
         dispersive_loss_self_pairs: bool = False,
-        dispersive_loss_group_size: int | None = 64,
+        dispersive_loss_group_size: int | None = 32,
     ) -> None:
         super().__init__(
             horizon_steps,
@@ -83,7 +84,7 @@ class DiffusionModel(DiffusionProcess):
             self.dispersive.modules(network)  # too few hidden layers: say so now, not in the first batch
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
-        """The training loss of a batch and its parts: ``"diffusion loss"`` and, if used, ``"dispersive loss"`` (unweighted).
+        """The training loss and its parts: ``"diffusion loss"`` and, if used, ``"dispersive loss"`` (unweighted).
 
         Args:
             batch: actions ``(B, Ta, Da)`` in [-1, 1] and the observations they answer to.
@@ -102,8 +103,11 @@ class DiffusionModel(DiffusionProcess):
         return Losses(diffusion + self.dispersive_loss_weight * dispersive, parts)
 
     def diagnostics(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Whether the dispersive loss acts: ``feature_diagnostics`` of the first recorded layer and, as 0-d tensors,
-        ``gradient_norm_diffusion``, ``gradient_norm_dispersive`` (unweighted) and ``gradient_norm_ratio``, weighted dispersive to diffusion.
+        """Whether the dispersive loss acts, as 0-d tensors.
+
+        ``feature_diagnostics`` of the first recorded layer, the norms of both losses' gradients in the network's
+        parameters, ``gradient_norm_diffusion`` and ``gradient_norm_dispersive`` (unweighted), and
+        ``gradient_norm_ratio``, weighted dispersive to diffusion.
 
         Parameters' ``.grad`` are not touched. Empty without a dispersive loss. Costs a forward and two backward passes.
         """
@@ -121,7 +125,7 @@ class DiffusionModel(DiffusionProcess):
         return report
 
     def _predict(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Prediction and target ``(B, Ta, Da)`` of one noised batch, and the recorded features, in exactly one forward pass."""
+        """Prediction and target ``(B, Ta, Da)`` of one noised batch, and its recorded features: one forward pass."""
         x0 = batch.actions
         if tuple(x0.shape[1:]) != (self.horizon_steps, self.action_dim):
             expected = ("B", self.horizon_steps, self.action_dim)

@@ -1,12 +1,13 @@
 """The policy that PPO fine-tunes: a frozen base for the first denoising steps, a tuned copy for the last ``K``.
 
-DPPO (arXiv:2409.00588) treats each of the last ``K`` denoising steps as an action of a Markov chain inside the environment's one:
+DPPO (arXiv:2409.00588) treats each of the last ``K`` denoising steps as an action of a Markov chain inside the
+environment's one:
 
 ``log p(x_{j+1} | x_j, obs) = log N(x_{j+1}; mean_j, max(std_j, min_logprob_denoising_std))``
 
-Clip ranges widen along the chain, ``base + (coef - base) (exp(rate j / (K - 1)) - 1) / (exp(rate) - 1)``, and advantages are
-discounted towards its noisy end, ``gamma^(K - 1 - j)``; ``j = 0`` is the noisiest tuned step. This file knows tensors
-only; the loss is in ``agent``.
+Clip ranges widen along the chain, ``base + (coef - base) (exp(rate j / (K - 1)) - 1) / (exp(rate) - 1)``, and
+advantages are discounted towards its noisy end, ``gamma^(K - 1 - j)``; ``j = 0`` is the noisiest tuned step. This
+file knows tensors only; the loss is in ``agent``.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class PPODiffusion(DiffusionProcess):
         min_sampling_denoising_std: floor of every step's deviation while exploring (base steps included).
         min_logprob_denoising_std: floor of the deviation inside the log-probability.
         gamma_denoising: discount along the chain.
-        clip_ploss_coef, clip_ploss_coef_base, clip_ploss_coef_rate: PPO clip range at the last and first tuned step, and how it grows.
-        clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in ``agent``.
+        clip_ploss_coef, clip_ploss_coef_base, clip_ploss_coef_rate: PPO clip range at the last and first tuned step,
+            and how it grows.
+        clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in
+            ``agent``.
         eta: DDIM noise level; None is ``EtaFixed`` at 1. Without DDIM it is not used and not stored.
         learn_eta: train ``eta`` (DDIM only); otherwise it is frozen.
         reward_horizon: how many steps of the chunk count in log-probabilities; None: all.
@@ -127,10 +130,13 @@ class PPODiffusion(DiffusionProcess):
             raise ValueError(f"ft_denoising_steps: expected at least 1, found {ft_denoising_steps}")
         if ft_denoising_steps > self.denoising_steps:
             raise ValueError(
-                f"ft_denoising_steps: expected at most denoising_steps = {self.denoising_steps}, found {ft_denoising_steps}"
+                f"ft_denoising_steps: expected at most denoising_steps = {self.denoising_steps}, "
+                f"found {ft_denoising_steps}"
             )
         if ft_denoising_steps > self.n_steps:
-            raise ValueError(f"ft_denoising_steps: expected at most ddim_steps = {self.n_steps}, found {ft_denoising_steps}")
+            raise ValueError(
+                f"ft_denoising_steps: expected at most ddim_steps = {self.n_steps}, found {ft_denoising_steps}"
+            )
         if learn_eta and not self.use_ddim:
             raise ValueError("learn_eta: only DDIM has a noise level to learn; set use_ddim: True or learn_eta: False")
 
@@ -173,10 +179,11 @@ class PPODiffusion(DiffusionProcess):
 
         Args:
             obs: ``{"state": (B, To, Do)}``.
-            deterministic: evaluate (DDPM deviation at least 1e-3 and 0 at the end; DDIM without noise) instead of explore.
+            deterministic: evaluate (DDPM deviation at least 1e-3 and 0 at the end; DDIM without noise) instead of
+                explore.
             noise: ``(B, *noise_shape)`` standard normal numbers, the start first; None draws them from ``generator``.
-            return_chain: also return ``chains (B, K + 1, Ta, Da)`` and, unless deterministic, ``log_probs (B, K)``, which are
-                those of ``log_prob`` under the same weights.
+            return_chain: also return ``chains (B, K + 1, Ta, Da)`` and, unless deterministic, ``log_probs (B, K)``,
+                which are those of ``log_prob`` under the same weights.
         """
         x, step_noise = self.prepare_noise(obs, noise, generator)
         eta = None if deterministic or not self.use_ddim else self.eta(obs)

@@ -1,8 +1,8 @@
 """DDIM's noise level ``eta``, fixed or learned (DPPO, arXiv:2409.00588, appendix on learned noise).
 
 Every class maps an observation to ``eta`` within ``[min_eta, max_eta]``, differentiable in its own parameters:
-``(B, 1)``, one level for the whole chunk, or ``(B, Da)``, one per action dimension. Whether it learns is the caller's choice
-(``PPODiffusion(learn_eta=...)``).
+``(B, 1)``, one level for the whole chunk, or ``(B, Da)``, one per action dimension. Whether it learns is the caller's
+choice (``PPODiffusion(learn_eta=...)``).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ _LOGIT_LIMIT = 6.0  # tanh(6) = 1 - 1e-5: indistinguishable from the bound, yet 
 
 
 class _LogitEta(nn.Module):
-    """``eta = (tanh(logit) + 1) / 2 * (max - min) + min``, exactly ``min`` or ``max`` once ``|logit|`` reaches the limit.
+    """``eta = (tanh(logit) + 1) / 2 * (max - min) + min``, exactly ``min`` or ``max`` once ``|logit|`` reaches the
+    limit.
 
-    The published code stores an infinite logit when ``base_eta`` equals a bound. Here the logit stays finite: infinite ones
-    are replaced on loading, and the gradient at the limit is that of tanh, so a saturated level can still be unlearned.
+    The published code stores an infinite logit when ``base_eta`` equals a bound. Here the logit stays finite:
+    infinite ones are replaced on loading, and the gradient at the limit is that of tanh, so a saturated level can
+    still be unlearned.
     """
 
     eta_logit: nn.Parameter
@@ -149,5 +151,7 @@ def _small_mlp(dims: Sequence[int], activation_type: str, out_activation_type: s
 
 def _state_eta(mlp: MLP, obs: Mapping[str, Tensor], base_eta: float) -> Tensor:
     if "rgb" in obs:
-        raise NotImplementedError("eta: a noise level that depends on the state does not read images; use EtaFixed or EtaAction")
+        raise NotImplementedError(
+            "eta: a noise level that depends on the state does not read images; use EtaFixed or EtaAction"
+        )
     return base_eta + torch.tanh(mlp(obs["state"].flatten(1)))

@@ -49,7 +49,9 @@ class DiffusionProcess(nn.Module):
         if use_ddim and not predict_epsilon:
             raise ValueError("use_ddim: DDIM needs a network that predicts the noise; set predict_epsilon: True")
         if use_ddim and ddim_steps is None:
-            raise ValueError("ddim_steps: use_ddim is True, but ddim_steps is not set; set it (the published value is 5)")
+            raise ValueError(
+                "ddim_steps: use_ddim is True, but ddim_steps is not set; set it (the published value is 5)"
+            )
         self.horizon_steps = horizon_steps
         self.obs_dim = obs_dim
         self.action_dim = action_dim
@@ -106,7 +108,8 @@ class DiffusionProcess(nn.Module):
         return _clip(x, self.final_action_clip_value) if position == self.n_steps - 1 else x
 
     def prepare_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The start ``(B, Ta, Da)`` and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is bounded.
+        """The start ``(B, Ta, Da)`` and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is
+        bounded.
 
         Raises:
             ShapeError: ``noise`` is not ``(B, n_steps + 1, Ta, Da)``.

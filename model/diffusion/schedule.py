@@ -1,6 +1,7 @@
 """Noise schedules of denoising diffusion and the closed forms that follow from them.
 
-DDPM (arXiv:2006.11239) with the cosine schedule (arXiv:2102.09672), ``abar(u) = cos^2((u + s) / (1 + s) * pi / 2)``, ``s = 0.008``:
+DDPM (arXiv:2006.11239) with the cosine schedule (arXiv:2102.09672), ``abar(u) = cos^2((u + s) / (1 + s) * pi / 2)``,
+``s = 0.008``:
 
 * forward      ``x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps``
 * clean chunk  ``x_0 = sqrt(1 / abar_t) x_t - sqrt(1 / abar_t - 1) eps``
@@ -12,7 +13,8 @@ DDIM (arXiv:2010.02502) over ``S`` of the ``K`` steps, evenly spaced from 0 ("le
 * ``sigma = eta sqrt((1 - abar_prev) / (1 - abar) (1 - abar / abar_prev))``
 * mean ``sqrt(abar_prev) x_0 + sqrt(max(1 - abar_prev - sigma^2, 0)) eps``
 
-All tables are computed in float64 up to ``beta`` and in float32 from there, like the published code; they are non-persistent
+All tables are computed in float64 up to ``beta`` and in float32 from there, like the published code; they are
+non-persistent
 buffers: they follow ``.to(device)`` and stay out of every ``state_dict``. Steps are an ``int`` (the same for the whole
 batch) or an int64 tensor ``(B,)``.
 """
@@ -89,7 +91,7 @@ class DDPMSchedule(nn.Module):
         return per_row(self.sqrt_recip_alphas_cumprod, t) * x - per_row(self.sqrt_recipm1_alphas_cumprod, t) * eps
 
     def posterior_mean_std(self, x0: Tensor, x: Tensor, t: Steps) -> tuple[Tensor, Tensor]:
-        """Mean ``(B, Ta, Da)`` and standard deviation (broadcastable to it) of ``x_{t-1}`` given ``x_t`` and ``x_0``."""
+        """Mean ``(B, Ta, Da)`` and standard deviation (broadcastable) of ``x_{t-1}`` given ``x_t`` and ``x_0``."""
         mean = per_row(self.posterior_coef_x0, t) * x0 + per_row(self.posterior_coef_xt, t) * x
         return mean, per_row(self.posterior_std, t)
 
@@ -145,6 +147,6 @@ class DDIMSchedule(nn.Module):
             return per_row(self.sqrt_alphas_prev, index) * x0 + (1 - prev).sqrt() * eps, torch.zeros_like(prev)
         # the floor keeps the density finite at the last step, where sigma is 0 for every eta
         sigma = (eta.unsqueeze(1) * per_row(self.sigma_unit, index)).clamp(min=_MIN_SIGMA)
-        # sqrt has an infinite slope at 0; the floor is far below float32 resolution of the mean and keeps eta's gradient finite
+        # sqrt has an infinite slope at 0: the floor, far below the mean's resolution, keeps eta's gradient finite
         direction = (1 - prev - sigma.square()).clamp(min=_MIN_VARIANCE).sqrt()
         return per_row(self.sqrt_alphas_prev, index) * x0 + direction * eps, sigma

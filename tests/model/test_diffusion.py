@@ -37,7 +37,9 @@ def network(width: int = 13) -> DiffusionMLP:
 
 
 def model(net: nn.Module, **settings: object) -> DiffusionModel:
-    return DiffusionModel(net, **{"horizon_steps": TA, "obs_dim": DO, "action_dim": DA, "denoising_steps": 11, **settings})
+    return DiffusionModel(
+        net, **{"horizon_steps": TA, "obs_dim": DO, "action_dim": DA, "denoising_steps": 11, **settings}
+    )
 
 
 def batch(n: int = B) -> Batch:
@@ -179,7 +181,7 @@ def test_start_is_never_clipped_but_step_noise_is():
 
 
 def test_denoised_clip():
-    """In x0-mode the network's output is the clean chunk: the mean must see it clipped, the network's tensor must stay."""
+    """In x0-mode the network's output is the clean chunk: the mean sees it clipped, the tensor stays as it is."""
     x = torch.randn(B, TA, DA)
     for bound, seen in ((0.5, 0.5), (None, 3.0)):
         m = model(Constant(3.0), predict_epsilon=False, denoised_clip_value=bound)

@@ -225,7 +225,9 @@ def test_settings_that_do_not_fit(settings: dict, key: str):
 def test_noise_level_learns_only_when_told():
     obs = observations()
     for learn in (False, True):
-        p = policy(**DDIM, ft_denoising_steps=5, eta=EtaAction(DA, 0.5), learn_eta=learn, min_logprob_denoising_std=1e-3)
+        p = policy(
+            **DDIM, ft_denoising_steps=5, eta=EtaAction(DA, 0.5), learn_eta=learn, min_logprob_denoising_std=1e-3
+        )
         p.chain_log_probs(obs, p.sample(obs).chains).sum().backward()
         assert len(list(p.eta_parameters())) == learn
         assert (p.eta.eta_logit.grad is not None) == learn

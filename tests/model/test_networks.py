@@ -40,9 +40,7 @@ def test_diffusion_mlp_has_the_published_keys():
 
 
 def test_furniture_network_has_the_published_keys():
-    network = DiffusionMLP(
-        10, 8, 58, 32, [1024] * 7, cond_mlp_dims=[512, 64], use_layernorm=True, residual_style=True
-    )
+    network = DiffusionMLP(10, 8, 58, 32, [1024] * 7, cond_mlp_dims=[512, 64], use_layernorm=True, residual_style=True)
     found = shapes(network)
     assert len(found) == 36
     assert sum(p.numel() for p in network.parameters()) == 6_640_368
@@ -139,7 +137,9 @@ def test_tabulated_time_changes_nothing_but_speed():
         torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize(("dims", "residual"), [([13] * 3, True), ([13] * 7, True), ([13, 11, 17], False), ([13], True)])
+@pytest.mark.parametrize(
+    ("dims", "residual"), [([13] * 3, True), ([13] * 7, True), ([13, 11, 17], False), ([13], True)]
+)
 def test_hidden_layers_are_hidden(dims: list[int], residual: bool):
     network = DiffusionMLP(3, 2, 5, mlp_dims=dims, cond_mlp_dims=[19, 5], residual_style=residual)
     layers = network.hidden_layers

@@ -60,7 +60,9 @@ def test_ddpm_posterior_matches_diffusers():
     torch.manual_seed(0)
     k = 19
     s = DDPMSchedule(k)
-    theirs = diffusers.DDPMScheduler(k, trained_betas=cosine_betas(k).tolist(), clip_sample=False, variance_type="fixed_small")
+    theirs = diffusers.DDPMScheduler(
+        k, trained_betas=cosine_betas(k).tolist(), clip_sample=False, variance_type="fixed_small"
+    )
     theirs.set_timesteps(k)
     x, eps = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
     t = torch.tensor([3, 11, 18])
@@ -74,7 +76,9 @@ def test_ddpm_posterior_matches_diffusers():
         torch.testing.assert_close(x0, expected.pred_original_sample, rtol=1e-6, atol=1e-6 * scale)
         mean, std = s.posterior_mean_std(x0, x, step)
         std = std if step > 0 else torch.zeros(())
-        torch.testing.assert_close(mean + std * noise, expected.prev_sample, rtol=1e-6, atol=1e-6 * max(1, mean.abs().max().item()))
+        torch.testing.assert_close(
+            mean + std * noise, expected.prev_sample, rtol=1e-6, atol=1e-6 * max(1, mean.abs().max().item())
+        )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
