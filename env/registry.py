@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
 Factory = Callable[[Mapping[str, Any]], VectorEnv]
 
 
-def _lift(cfg: Mapping[str, Any]) -> VectorEnv:
+@functools.cache
+def _lift_family() -> Any:
+    """Built once per process (2 s): training and evaluation share it, each simulation has a model of its own."""
     from env.robomimic.lift import Lift
 
-    return _engine_env(Lift(), cfg, wrapper="robomimic_lowdim")
+    return Lift()
+
+
+def _lift(cfg: Mapping[str, Any]) -> VectorEnv:
+    return _engine_env(_lift_family(), cfg, wrapper="robomimic_lowdim")
 
 
 TASKS: dict[str, Factory] = {

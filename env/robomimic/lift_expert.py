@@ -54,7 +54,7 @@ class LiftExpert:
     Args:
         n: slots.
         rng: source of style and disturbance.
-        noise: largest disturbance, in units of the action; 0.3 loses a sixth of the episodes (keep only the
+        noise: largest disturbance, in units of the action; 0.3 loses a quarter of the episodes (keep only the
             successes), 0 none.
         sloppiness: scale of the aim's error (8 mm).
     """

@@ -75,5 +75,8 @@ def test_lift_is_registered():
     wrappers = {"robomimic_lowdim": {"low_dim_keys": keys, "normalization_path": None}}
     venv = registry.make_vector_env(cfg | {"wrappers": wrappers})
     assert venv.obs_shapes == {"state": (1, 19)} and venv.action_dim == 7
-    venv.reset(0)
+    obs = venv.reset(0)["state"]
     assert np.isfinite(venv.step(np.zeros((2, 4, 7))).obs["state"]).all()
+    second = registry.make_vector_env(cfg)  # shares the task's facts, but no simulation
+    assert second.family is venv.family
+    np.testing.assert_array_equal(second.reset(0)["state"], obs)
