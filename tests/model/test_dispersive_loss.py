@@ -284,6 +284,9 @@ def test_diagnostics_by_hand():
     assert feature_diagnostics(line)["participation_ratio"].item() == pytest.approx(1, rel=1e-4)
     assert feature_diagnostics(line, DispersiveLoss())["gap_to_floor"].isnan()
     assert "gap_to_floor" not in feature_diagnostics(line)
+    base = torch.randn(1, 257) * torch.ones(31, 1)
+    nearly = torch.cat([base + 1e-7 * torch.randn(31, 257), -base])  # squared distances that round below zero
+    assert torch.isfinite(feature_diagnostics(nearly)["distance_min"])
     collapsed = feature_diagnostics(torch.ones(5, 7))
     assert all(torch.isfinite(v) for v in collapsed.values())
     with pytest.raises(ValueError, match="B >= 2"):
