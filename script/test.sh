@@ -10,5 +10,8 @@ cd "$here/.."
 # One thread each: two test processes that spawn a thread per core fight over the cores, and torch's barriers then cost more than the work.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 unset DPPO_DATA_DIR DPPO_LOG_DIR DPPO_WANDB_ENTITY # the tests decide where they write
-"$D2PPO_PYTHON" -m ruff check --quiet .
-exec "$D2PPO_PYTHON" -m pytest -n "${D2PPO_TEST_PROCESSES:-2}" -q "$@"
+# Both are always run: one answer to "what is broken?", with pytest's closing line as the last one printed.
+status=0
+"$D2PPO_PYTHON" -m ruff check --quiet --output-format concise . || status=$?
+"$D2PPO_PYTHON" -m pytest -n "${D2PPO_TEST_PROCESSES:-2}" -q "$@" || status=$?
+exit "$status"
