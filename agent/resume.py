@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from agent import checkpoint
-from agent.errors import CheckpointError, RunDirError, UsageError
+from agent.errors import CheckpointError, UsageError
+
+log = logging.getLogger(__name__)
 
 # What may differ between the run and its continuation without changing what is computed.
 FREE = {
     "resume", "device", "logdir", "log_root", "data_root", "name", "wandb", "base_policy_path", "normalization_path", "train_dataset_path",
     "train_dataset.dataset_path", "train_dataset.device", "env.n_threads", "env.save_video", "env.render", "env.wrappers.robomimic_lowdim.normalization_path",
     "train.n_epochs", "train.n_train_itr", "train.save_model_freq", "train.latest_every_s", "train.render", "train.val_freq", "train.eval_episodes",
-    "train.final_eval_episodes", "train.log_freq",
+    "train.final_eval_episodes", "train.log_freq", "train.diagnostics_freq",
 }  # fmt: skip
 
 
-def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any]:
+def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any] | None:
     """The newest complete checkpoint of the run in ``logdir``, if its configuration is that of ``cfg``.
 
+    None where the run was stopped before its first checkpoint: it begins again.
+
     Raises:
-        RunDirError: the directory holds no checkpoint.
         UsageError: a setting that changes the result differs; names it with both values.
         CheckpointError: damaged, or without what a resume needs (a published checkpoint).
     """
@@ -33,7 +37,8 @@ def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any]:
     if not newest.is_file():
         numbered = sorted(folder.glob("state_*.pt"), key=lambda path: int(path.stem.removeprefix("state_")))
         if not numbered:
-            raise RunDirError(f"resume: {folder} holds no checkpoint (the run was stopped before its first one); start it again without resume")
+            log.info("resume: %s holds no checkpoint; the run begins again", folder)
+            return None
         newest = numbered[-1]
     payload = checkpoint.load(newest)
     if "rng" not in payload:

@@ -51,13 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(name: str, logdir: Path, overrides: list[str]) -> list[str]:
-    """The command of a stage; resumes where a checkpoint lies."""
-    if any((logdir / "checkpoint").glob("*.pt")):
-        overrides = [*overrides, "resume=true"]
-    elif logdir.exists():  # stopped before its first checkpoint: nothing to keep
-        for leftover in (logdir / "metrics.jsonl", logdir / "config.yaml"):
-            leftover.unlink(missing_ok=True)
-    return ["script/run.py", f"--config-dir=cfg/robomimic/{name}/lift", "--config-name=quickstart", f"logdir={logdir}", *overrides]
+    """The command of a stage; it goes on where an earlier attempt was cut off."""
+    return ["script/run.py", f"--config-dir=cfg/robomimic/{name}/lift", "--config-name=quickstart", f"logdir={logdir}", "resume=true", *overrides]
 
 
 def newest(run_dir: Path) -> Path:

@@ -71,6 +71,7 @@ class FinetuneAgent:
         self.obs, self.firsts = None, np.ones(cfg.env.n_envs, bool)
         if resumed:
             self._restore(resumed)
+        self.logger.truncate_after("itr", self.iteration if resumed else -1)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns (and writes to ``result.json``) what came out."""
@@ -86,6 +87,7 @@ class FinetuneAgent:
         rollout: Rollout | None = None
         if self.before is None:
             self.before = self._measure_base()
+            self._save(numbered=False)
         n_iterations, last_save, last_tick = self.train["n_train_itr"], time.monotonic(), time.monotonic()
         bar = tqdm(total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None)
         while self.iteration < n_iterations:
@@ -207,7 +209,7 @@ class FinetuneAgent:
                 "wall_seconds": self.wall_seconds,
                 "tracker": self.tracker.state_dict(),
                 "firsts": torch.as_tensor(self.firsts.copy()),
-                "venv": None if cfg.env.reset_at_iteration else self.venv.state_dict(),
+                "venv": None if cfg.env.reset_at_iteration or self.obs is None else self.venv.state_dict(),
             },
         }
         folder = self.logger.logdir / "checkpoint"
@@ -227,7 +229,6 @@ class FinetuneAgent:
         self.firsts = extra["firsts"].numpy().copy()
         if extra["venv"] is not None:
             self.obs = self.venv.load_state_dict(extra["venv"])
-        self.logger.truncate_after("itr", self.iteration)
         log.info("resumed after iteration %d", self.iteration)
 
     def _finish(self) -> dict[str, Any]:

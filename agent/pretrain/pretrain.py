@@ -259,8 +259,8 @@ class PretrainAgent:
 
     def _restore(self, logdir: Path) -> None:
         """Take up the run in ``logdir``; one that was killed before its first checkpoint begins again."""
-        if any((logdir / CHECKPOINTS).glob("*.pt")):
-            payload = resume_point(logdir, self.cfg)
+        payload = resume_point(logdir, self.cfg)
+        if payload is not None:
             extra = payload["extra"]
             strict_load(self.policy, payload["model"], f"resume: {logdir}")
             self.ema.load_state_dict(payload["ema"])
