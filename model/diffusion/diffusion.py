@@ -52,7 +52,7 @@ class DiffusionModel(DiffusionProcess):
         dispersive_loss_type: str = "infonce_l2",
         dispersive_loss_layer: str = "early",
         dispersive_loss_variant: str = "corrected",
-        dispersive_loss_self_pairs: bool = False,
+        dispersive_loss_self_pairs: bool = True,
         dispersive_loss_group_size: int | None = 32,
     ) -> None:
         super().__init__(

@@ -63,15 +63,16 @@ def test_value_and_gradient_match_the_definition(kind: str, self_pairs: bool, va
 
 def test_values_by_hand():
     z = torch.tensor([[0.0, 0.0], [1.0, 1.0]])  # d^2 / D = 1, orthogonal to nothing: the first row is zero
-    assert dispersive_loss(z, "infonce_l2", 0.5).item() == pytest.approx(-2)
+    assert dispersive_loss(z, "infonce_l2", 0.5, False).item() == pytest.approx(-2)
     assert dispersive_loss(z, "infonce_l2", 0.5, True).item() == pytest.approx(math.log((1 + math.exp(-2)) / 2))
     assert dispersive_loss(z, "infonce_l2", 0.5, variant="released").item() == pytest.approx(
         math.log((1 + math.exp(-4)) / 2)
     )
-    assert dispersive_loss(z, "hinge").item() == 0
-    assert dispersive_loss(z * 0.5, "hinge").item() == pytest.approx(0.75**2)
+    assert dispersive_loss(z, "hinge", self_pairs=False).item() == 0
+    assert dispersive_loss(z * 0.5, "hinge", self_pairs=False).item() == pytest.approx(0.75**2)
+    assert dispersive_loss(z * 0.5, "hinge").item() == pytest.approx((1 + 0.75**2) / 2)
     opposite = torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
-    assert dispersive_loss(opposite, "infonce_cosine", 0.5).item() == pytest.approx(-2)
+    assert dispersive_loss(opposite, "infonce_cosine", 0.5, False).item() == pytest.approx(-2)
     assert dispersive_loss(z, "covariance").item() == pytest.approx(2 * 0.5**2)
     assert dispersive_loss(z, "covariance", variant="released").item() == pytest.approx(4 * 0.5**2)
 
@@ -90,7 +91,7 @@ def test_far_features_with_a_common_offset_keep_their_precision():
         dispersive_loss(z + 1000, "infonce_l2"), dispersive_loss(z, "infonce_l2"), rtol=1e-3, atol=1e-3
     )
     far = (z * 1e3).requires_grad_()  # exp underflows, logsumexp does not
-    loss = dispersive_loss(far, "infonce_l2")
+    loss = dispersive_loss(far, "infonce_l2", self_pairs=False)
     loss.backward()
     assert torch.isfinite(loss)
     assert far.grad.abs().max() > 0
@@ -134,21 +135,25 @@ def test_groups_compare_all_rows_within_strides():
     z = torch.randn(13, 5)
     groups = [z[:12][i::4] for i in range(4)]  # 13 // 3 = 4 groups of 3; the last row stays out
     for kind in ("infonce_l2", "infonce_cosine", "hinge"):
-        each = torch.stack([dispersive_loss(g, kind) for g in groups])
+        each = torch.stack([dispersive_loss(g, kind, self_pairs=False) for g in groups])
         expected = each.mean() if kind == "hinge" else each.exp().mean().log()
-        torch.testing.assert_close(dispersive_loss(z, kind, group_size=3), expected)
+        torch.testing.assert_close(dispersive_loss(z, kind, self_pairs=False, group_size=3), expected)
         torch.testing.assert_close(dispersive_loss(z, kind, group_size=13), dispersive_loss(z, kind))
-        whole = dispersive_loss(z, kind, self_pairs=True)
+        own = {"infonce_l2": 0.0, "infonce_cosine": 2.0, "hinge": None}[kind]  # a sample with itself, at tau = 1/2
+        whole = 1 / 13 + 12 / 13 * expected if own is None else (math.exp(own) / 13 + 12 / 13 * expected.exp()).log()
         torch.testing.assert_close(dispersive_loss(z, kind, self_pairs=True, group_size=3), whole)
-    torch.testing.assert_close(dispersive_loss(z, "covariance", group_size=3), dispersive_loss(z, "covariance"))
+    centred = z - z.mean(dim=0)
+    pairs = [(i, j) for g in range(4) for i in range(g, 12, 4) for j in range(g, 12, 4) if i != j]
+    terms = [(centred[i] @ centred[j]) ** 2 - (centred[i] * centred[j]).square().sum() for i, j in pairs]
+    torch.testing.assert_close(dispersive_loss(z, "covariance", group_size=3), torch.stack(terms).mean())
 
 
 def test_groups_estimate_the_same_number():
     torch.manual_seed(0)
-    z = torch.randn(1024, 37)
-    whole = dispersive_loss(z, "infonce_l2")
-    grouped = dispersive_loss(z, "infonce_l2", group_size=32)
-    assert abs(whole - grouped) < 0.01 * abs(whole)
+    z = torch.randn(1024, 37) @ torch.randn(37, 37)
+    for kind in KINDS:
+        whole, grouped = dispersive_loss(z, kind), dispersive_loss(z, kind, group_size=32)
+        assert abs(whole - grouped) < 0.1 * abs(whole), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,17 +277,17 @@ def test_floors_are_reached(self_pairs: bool):
 
 def test_diagnostics_by_hand():
     z = torch.cat([torch.eye(3), -torch.eye(3)])
-    report = feature_diagnostics(z, DispersiveLoss(kind="hinge"))
+    report = feature_diagnostics(z, DispersiveLoss(kind="hinge", self_pairs=False))
     assert report["effective_rank"].item() == pytest.approx(3, rel=1e-4)
     assert report["participation_ratio"].item() == pytest.approx(3, rel=1e-4)
     assert report["feature_norm"].item() == pytest.approx(1)
     assert report["distance_min"].item() == pytest.approx(math.sqrt(2 / 3))
     assert report["distance_mean"].item() == pytest.approx((4 * math.sqrt(2 / 3) + math.sqrt(4 / 3)) / 5)
-    torch.testing.assert_close(report["gap_to_floor"], dispersive_loss(z, "hinge"))
+    torch.testing.assert_close(report["gap_to_floor"], dispersive_loss(z, "hinge", self_pairs=False))
     line = torch.arange(5.0)[:, None] * torch.ones(1, 7)
     assert feature_diagnostics(line)["effective_rank"].item() == pytest.approx(1, rel=1e-2)
     assert feature_diagnostics(line)["participation_ratio"].item() == pytest.approx(1, rel=1e-4)
-    assert feature_diagnostics(line, DispersiveLoss())["gap_to_floor"].isnan()
+    assert feature_diagnostics(line, DispersiveLoss(self_pairs=False))["gap_to_floor"].isnan()
     assert "gap_to_floor" not in feature_diagnostics(line)
     base = torch.randn(1, 257) * torch.ones(31, 1)
     nearly = torch.cat([base + 1e-7 * torch.randn(31, 257), -base])  # squared distances that round below zero
