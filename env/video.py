@@ -33,6 +33,7 @@ ADVICE = (
 )
 _GIF_MAX_FPS = 12.5  # a GIF frame lasts a whole number of 10 ms; more frames only make it heavier
 _PROBE_SECONDS = 60.0
+_ENCODE_SECONDS = 60.0
 _PROBE_XML = (
     "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='.2' rgba='1 0 0 1'/>"
     "<camera name='probe' pos='0 -1 0' xyaxes='1 0 0 0 0 1'/></worldbody></mujoco>"
@@ -76,7 +77,7 @@ def render_video(
             write(frames, partial, fps)
             os.replace(partial, target)
             written.append(target)
-        except (ImportError, OSError, RuntimeError) as error:
+        except (ImportError, OSError, RenderError) as error:
             partial.unlink(missing_ok=True)
             log.warning("No video at %s: %s", target, error)
     return written
@@ -128,20 +129,14 @@ def renderer_available() -> tuple[bool, str]:
 def write_mp4(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> None:
     """Write ``frames (T, H, W, 3)`` as H.264 at ``fps`` frames/s; an odd last row or column is cut off.
 
-    Raises ``ImportError`` without imageio-ffmpeg, ``OSError`` or ``RuntimeError`` where ffmpeg fails.
+    Raises ``RenderError`` where ffmpeg fails, is absent or takes longer than a minute.
     """
-    import imageio_ffmpeg
-
-    frames = np.ascontiguousarray(frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2])
-    writer = imageio_ffmpeg.write_frames(
-        str(path), (frames.shape[2], frames.shape[1]), fps=fps, quality=7, macro_block_size=2, ffmpeg_log_level="error"
-    )
-    writer.send(None)
-    try:
-        for frame in frames:
-            writer.send(frame)
-    finally:
-        writer.close()
+    with tempfile.TemporaryDirectory(prefix="video_") as name:
+        source = Path(name) / "frames.npy"
+        np.save(source, frames)
+        encoder = Path(__file__).with_name("video_encoder.py")
+        command = [sys.executable, str(encoder), str(source), str(path), str(fps)]
+        _run(command, dict(os.environ), _ENCODE_SECONDS, what="ffmpeg")
 
 
 def write_gif(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> None:
