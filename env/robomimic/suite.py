@@ -80,6 +80,9 @@ def make_suite_env(task: str, robots: Sequence[str], *, seed: int | None = None,
         )
 
 
+ARENA = "32M"  # room for contacts and constraints of one simulation; a few hundred kB are used, the rest is address space
+
+
 def full_xml(suite_env: Any) -> str:
     """The task's MJCF at full precision (the compiled model's own XML has six digits), with file paths resolved."""
     return suite_env.edit_model_xml(suite_env.model.get_xml())
@@ -105,6 +108,9 @@ def physics_xml(xml: str) -> str:
         element.attrib.pop("material", None)
     for sensors in root.findall("sensor"):
         root.remove(sensors)
+    for size in root.findall("size"):  # robosuite's limits ask for 1.2 GB of address space per simulation
+        root.remove(size)
+    ElementTree.SubElement(root, "size", memory=ARENA)
     return ElementTree.tostring(root, encoding="unicode")
 
 
