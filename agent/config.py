@@ -162,7 +162,10 @@ POSITIVE = {
     "denoising_steps",
     "ft_denoising_steps",
     "n_episodes",
-    *(f"train.{key}" for key in ("n_epochs", "batch_size", "n_train_itr", "n_steps", "update_epochs", "save_model_freq", "val_freq")),
+    *(
+        f"train.{key}"
+        for key in ("n_epochs", "batch_size", "n_train_itr", "n_steps", "update_epochs", "save_model_freq", "val_freq")
+    ),
 }
 
 

@@ -39,7 +39,9 @@ class StepResult:
     obs: NpObs  # {"state": (N, To, Do) float32[, "rgb": (N, To, C, H, W) uint8]}: where the next chunk starts
     reward: np.ndarray  # (N,) float32, summed over the executed control steps
     terminated: np.ndarray  # (N,) bool: the task ended; there is no future
-    truncated: np.ndarray  # (N,) bool: time ran out (or the simulation was cut); the future exists: bootstrap from final_obs
+    truncated: (
+        np.ndarray
+    )  # (N,) bool: time ran out (or the simulation was cut); the future exists: bootstrap from final_obs
     final_obs: NpObs  # same shapes as obs; row i is the last observation of the ended episode where terminated | truncated, else obs
     success: np.ndarray  # (N,) bool: the task was solved at any control step of this chunk
     info: dict[str, Any] = field(default_factory=dict)

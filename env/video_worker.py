@@ -42,6 +42,7 @@ def render(folder: Path) -> None:
     data = mujoco.MjData(model)
     camera = open_camera(model, job["camera"])
     options = mujoco.MjvOption()
+    options.sitegroup[:] = 0  # sites are aids of the model's author, not things
     if job["geom_groups"] is not None:
         options.geomgroup[:] = 0
         options.geomgroup[job["geom_groups"]] = 1

@@ -39,10 +39,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", required=True, choices=sorted(EXPERTS), help="which task's expert")
     parser.add_argument("--episodes", type=int, default=300, help="demonstrations to keep (default 300)")
     parser.add_argument("--steps", type=int, default=100, help="control steps per demonstration (default 100)")
-    parser.add_argument("--noise", type=float, default=0.3, help="how clumsy the expert is: 0 perfect, 0.3 human-like (default)")
+    parser.add_argument(
+        "--noise", type=float, default=0.3, help="how clumsy the expert is: 0 perfect, 0.3 human-like (default)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other demonstrations (default 0)")
-    parser.add_argument("--n-envs", type=int, default=50, help="simulations side by side (default 50); part of what a seed means")
-    parser.add_argument("--out", default=os.environ.get("DPPO_DATA_DIR", "data"), help="data folder (default $DPPO_DATA_DIR or data)")
+    parser.add_argument(
+        "--n-envs", type=int, default=50, help="simulations side by side (default 50); part of what a seed means"
+    )
+    parser.add_argument(
+        "--out", default=os.environ.get("DPPO_DATA_DIR", "data"), help="data folder (default $DPPO_DATA_DIR or data)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace demonstrations that are already there")
     return parser.parse_args(argv)
 
@@ -58,7 +64,9 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
     """
     suite, make_expert = EXPERTS[args.task]
     n = min(args.n_envs, args.episodes)
-    venv = make_vector_env({"name": args.task, "env_type": suite, "n_envs": n, "max_episode_steps": args.steps, "act_steps": 1})
+    venv = make_vector_env(
+        {"name": args.task, "env_type": suite, "n_envs": n, "max_episode_steps": args.steps, "act_steps": 1}
+    )
     seeds = FIRST_SEED + np.random.SeedSequence(args.seed).generate_state(1)[0].astype(np.int64) * 1_000_000
     limit = 20 * args.episodes
     obs = venv.reset([int(seeds) + k for k in range(limit)])
@@ -71,7 +79,9 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
         action = expert.act(state).astype(np.float32)
         result = venv.step(action[:, None])
         if not result.info["active"].any():
-            raise DatasetError(f"the expert solved only {won} of {tried} episodes (noise {args.noise}); a smaller --noise succeeds more often")
+            raise DatasetError(
+                f"the expert solved only {won} of {tried} episodes (noise {args.noise}); a smaller --noise succeeds more often"
+            )
         for i in range(n):
             running[i].append((state[i], action[i], float(result.reward[i])))
         done = result.terminated | result.truncated
@@ -88,7 +98,9 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
     bar.close()
     venv.close()
     kept = kept[: args.episodes]
-    states, actions, rewards = (np.concatenate([np.stack([step[k] for step in demo]) for demo in kept]) for k in range(3))
+    states, actions, rewards = (
+        np.concatenate([np.stack([step[k] for step in demo]) for demo in kept]) for k in range(3)
+    )
     lengths = np.array([len(demo) for demo in kept])
     return {"states": states, "actions": actions, "rewards": rewards, "lengths": lengths, "tried": tried, "won": won}
 

@@ -38,21 +38,39 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     data = out / "data"
     if not (data / "robomimic" / "lift" / "train.npz").exists():
-        stage("1/3  demonstrations from a scripted expert", ["script/collect_demos.py", "--task=lift", f"--episodes={DEMONSTRATIONS}", f"--seed={seed}", f"--out={data}"])
+        stage(
+            "1/3  demonstrations from a scripted expert",
+            [
+                "script/collect_demos.py",
+                "--task=lift",
+                f"--episodes={DEMONSTRATIONS}",
+                f"--seed={seed}",
+                f"--out={data}",
+            ],
+        )
     common = [f"seed={seed}", "wandb=null", f"data_root={data}"]
     pretrain, finetune = out / "pretrain", out / "finetune"
     if not (pretrain / "result.json").exists():
         stage("2/3  pre-training with the dispersive loss", run("pretrain", pretrain, common))
     if not (finetune / "result.json").exists():
         base = f"base_policy_path={newest(pretrain)}"
-        stage("3/3  fine-tuning with PPO over the denoising chain", run("finetune", finetune, [*common, base, *overrides]))
+        stage(
+            "3/3  fine-tuning with PPO over the denoising chain", run("finetune", finetune, [*common, base, *overrides])
+        )
     report(out, time.monotonic() - started)
     return 0
 
 
 def run(name: str, logdir: Path, overrides: list[str]) -> list[str]:
     """The command of a stage; it goes on where an earlier attempt was cut off."""
-    return ["script/run.py", f"--config-dir=cfg/robomimic/{name}/lift", "--config-name=quickstart", f"logdir={logdir}", "resume=true", *overrides]
+    return [
+        "script/run.py",
+        f"--config-dir=cfg/robomimic/{name}/lift",
+        "--config-name=quickstart",
+        f"logdir={logdir}",
+        "resume=true",
+        *overrides,
+    ]
 
 
 def newest(run_dir: Path) -> Path:

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads must sleep, not spin, while the simulations use the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads must sleep while the simulations use the cores
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # works right after `git clone`, without an installation
 
@@ -70,10 +70,12 @@ def _explain_unknown_overrides(argv: list[str]) -> None:
 
 
 def main() -> None:
-    """Entry point of the command line (also ``script/train.py`` and the console script ``d2ppo``)."""
+    """Entry point of the command line (also of ``script/train.py`` and, through it, of the console script ``d2ppo``)."""
     argv = sys.argv[1:]
     if not argv or (argv[0] in {"-h", "--help"} and len(argv) == 1):
-        leaves = sorted(p for p in (ROOT / "cfg").glob("*/*/*/*.yaml") if "base" not in p.relative_to(ROOT / "cfg").parts)
+        leaves = sorted(
+            p for p in (ROOT / "cfg").glob("*/*/*/*.yaml") if "base" not in p.relative_to(ROOT / "cfg").parts
+        )
         listing = "\n".join(f"  --config-dir={p.parent.relative_to(ROOT)} --config-name={p.stem}" for p in leaves)
         sys.stdout.write(f"{__doc__}\nConfigurations:\n{listing}\n")
         sys.exit(0 if argv else 2)

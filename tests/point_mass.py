@@ -18,7 +18,13 @@ class PointMass:
     """``VectorEnv``; ``broken`` names seeds whose simulation goes unstable at its first chunk."""
 
     def __init__(
-        self, n_envs: int = 3, act_steps: int = 2, max_episode_steps: int = 11, terminates: bool = False, broken: Sequence[int] = (), cond_steps: int = 1,
+        self,
+        n_envs: int = 3,
+        act_steps: int = 2,
+        max_episode_steps: int = 11,
+        terminates: bool = False,
+        broken: Sequence[int] = (),
+        cond_steps: int = 1,
         dense: bool = False,
     ) -> None:
         self.n_envs, self.act_steps, self.action_dim, self.max_episode_steps = n_envs, act_steps, 2, max_episode_steps
@@ -78,7 +84,13 @@ class PointMass:
         return self.current.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"state": self.state.copy(), "t": self.t.copy(), "current": self.current.copy(), "count": self.count.copy(), "endless": int(self.endless)}
+        return {
+            "state": self.state.copy(),
+            "t": self.t.copy(),
+            "current": self.current.copy(),
+            "count": self.count.copy(),
+            "endless": int(self.endless),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> NpObs:
         for key in ("state", "t", "current", "count"):

@@ -43,13 +43,17 @@ class EvalAgent:
             config = {**(config or {}), "model": {**((config or {}).get("model") or {}), **overrides}}
         self.policy = checkpoint.load_policy(self.path, config if overrides else None, device)
         self.logger = RunLogger(*locate_run(cfg)[:1], cfg, locate_run(cfg)[1])
-        self.venv = make_vector_env(OmegaConf.to_container(cfg.env, resolve=True), base_policy.normalizer_of(payload, cfg))
+        self.venv = make_vector_env(
+            OmegaConf.to_container(cfg.env, resolve=True), base_policy.normalizer_of(payload, cfg)
+        )
 
     def run(self) -> dict[str, Any]:
         """Evaluate; returns what ``result.json`` holds."""
         cfg = self.cfg
         log.info("checkpoint: %s", self.path)
-        result = evaluate(self.policy, self.venv, cfg.n_episodes, cfg.eval_seed, deterministic=cfg.deterministic, progress="evaluate")
+        result = evaluate(
+            self.policy, self.venv, cfg.n_episodes, cfg.eval_seed, deterministic=cfg.deterministic, progress="evaluate"
+        )
         log.info("%s; return %.3f [%.3f, %.3f]", result, result.mean_return, *result.return_interval)
         self.logger.log("itr", 0, result.metrics())
         video = None

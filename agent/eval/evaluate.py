@@ -93,7 +93,14 @@ def evaluate(
     obs = venv.reset(seeds)
     slot_seeds = venv.seeds()
     noise = {int(s): _noise_stream(int(s)) for s in slot_seeds if s >= 0}
-    bar = tqdm(total=len(seeds), desc=progress, unit="ep", disable=True if progress is None else None, leave=False, mininterval=0.5)
+    bar = tqdm(
+        total=len(seeds),
+        desc=progress,
+        unit="ep",
+        disable=True if progress is None else None,
+        leave=False,
+        mininterval=0.5,
+    )
     was_training = policy.training
     policy.eval()
     while noise:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 CONTROL_HZ = 20.0
 VISUAL_GEOMS = (1,)  # robosuite: group 0 collides, group 1 is seen
+CAMERA, SIZE = "agentview", (320, 320)
 
 
 def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path: Path) -> str | None:
@@ -39,5 +40,6 @@ def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path:
     venv.record([])
     # One model for all: what differs between episodes (the size of a cube by a millimetre) is not worth a second video.
     model = venv.render_model(episodes[0].start)
-    files = render_video(model, np.concatenate([e.qpos for e in episodes]), path, fps=CONTROL_HZ, geom_groups=VISUAL_GEOMS)
+    qpos = np.concatenate([e.qpos for e in episodes])
+    files = render_video(model, qpos, path, CAMERA, *SIZE, fps=CONTROL_HZ, geom_groups=VISUAL_GEOMS)
     return str(files[-1]) if files else None

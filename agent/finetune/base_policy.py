@@ -23,7 +23,9 @@ def find(cfg: DictConfig) -> Path:
     if cfg.base_policy_path is not None:
         return Path(cfg.base_policy_path).expanduser()
     folder = Path(cfg.log_root).expanduser() / f"{cfg.benchmark}-pretrain"
-    candidates = sorted(folder.glob(f"{cfg.env_name}_pre_*/*/checkpoint/state_*.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    candidates = sorted(
+        folder.glob(f"{cfg.env_name}_pre_*/*/checkpoint/state_*.pt"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
     for path in candidates:
         config = checkpoint.load(path).get("config") or {}
         if all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None):
@@ -47,5 +49,7 @@ def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
     if own is not None:
         return own
     if cfg.normalization_path is None:
-        raise CheckpointError("normalization_path: the checkpoint carries no normaliser, so the file that it was trained with is needed")
+        raise CheckpointError(
+            "normalization_path: the checkpoint carries no normaliser, so the file that it was trained with is needed"
+        )
     return Normalizer.load(cfg.normalization_path)

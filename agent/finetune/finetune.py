@@ -89,7 +89,9 @@ class FinetuneAgent:
             self.before = self._measure_base()
             self._save(numbered=False)
         n_iterations, last_save, last_tick = self.train["n_train_itr"], time.monotonic(), time.monotonic()
-        bar = tqdm(total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None)
+        bar = tqdm(
+            total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None
+        )
         while self.iteration < n_iterations:
             self._start_episodes()
             if rollout is None:
@@ -97,7 +99,9 @@ class FinetuneAgent:
             metrics = self._collect(rollout, bar)
             metrics |= self.algorithm.update(rollout, self.iteration)
             self.iteration += 1
-            if self.iteration % self.train["val_freq"] == 0 and self.iteration < n_iterations:  # at the end there is a better one
+            if (
+                self.iteration % self.train["val_freq"] == 0 and self.iteration < n_iterations
+            ):  # at the end there is a better one
                 metrics |= self._evaluate()
             now = time.monotonic()
             self.wall_seconds += now - last_tick
@@ -136,7 +140,9 @@ class FinetuneAgent:
             try:
                 self.policy.load_base(checkpoint.weights(payload))
             except ValueError as error:
-                raise CheckpointError(f"base_policy_path: {self.base_path} does not fit model.actor: {error}") from error
+                raise CheckpointError(
+                    f"base_policy_path: {self.base_path} does not fit model.actor: {error}"
+                ) from error
 
     def _measure_base(self) -> dict[str, Any]:
         """How good the policy is before any reinforcement learning, on the seeds of the final comparison."""
@@ -170,7 +176,9 @@ class FinetuneAgent:
     def _allocate(self) -> Rollout:
         policy, cfg = self.policy, self.cfg
         chain_shape = (policy.n_chain_steps + 1, cfg.horizon_steps, cfg.action_dim)
-        rollout = Rollout.allocate(self.train["n_steps"], cfg.env.n_envs, to_torch(self.obs, self.device), chain_shape, self.device)
+        rollout = Rollout.allocate(
+            self.train["n_steps"], cfg.env.n_envs, to_torch(self.obs, self.device), chain_shape, self.device
+        )
         log.info("rollout buffers: %.2f GiB", rollout.n_bytes / 2**30)
         return rollout
 
@@ -181,7 +189,10 @@ class FinetuneAgent:
         def tick() -> None:
             nonlocal done
             done += 1
-            bar.set_postfix_str(f"chunk {done}/{n_chunks}, {done * per_chunk / (time.perf_counter() - started):,.0f} env steps/s", refresh=False)
+            bar.set_postfix_str(
+                f"chunk {done}/{n_chunks}, {done * per_chunk / (time.perf_counter() - started):,.0f} env steps/s",
+                refresh=False,
+            )
             bar.refresh() if done % max(1, n_chunks // 20) == 0 else None
 
         self.obs, self.firsts, spent = collect(
@@ -189,7 +200,12 @@ class FinetuneAgent:
         )
         self.env_steps += n_chunks * per_chunk
         seconds = time.perf_counter() - started
-        return {**self.tracker.summary(), **spent, "time/collect": seconds, "time/env_steps_per_s": n_chunks * per_chunk / seconds}
+        return {
+            **self.tracker.summary(),
+            **spent,
+            "time/collect": seconds,
+            "time/env_steps_per_s": n_chunks * per_chunk / seconds,
+        }
 
     def _save(self, numbered: bool) -> None:
         cfg = self.cfg
@@ -233,9 +249,17 @@ class FinetuneAgent:
 
     def _finish(self) -> dict[str, Any]:
         """The same recorded seeds before and after, a learning curve, a video, ``result.json``."""
-        after = self._run_evaluation(self.train["final_eval_seed"], self.train["final_eval_episodes"], "fine-tuned policy")
+        after = self._run_evaluation(
+            self.train["final_eval_seed"], self.train["final_eval_episodes"], "fine-tuned policy"
+        )
         low, high = self.before["success_interval"]
-        log.info("before: success %.3f [%.3f, %.3f] over %d episodes", self.before["success_rate"], low, high, len(self.before["seeds"]))
+        log.info(
+            "before: success %.3f [%.3f, %.3f] over %d episodes",
+            self.before["success_rate"],
+            low,
+            high,
+            len(self.before["seeds"]),
+        )
         log.info("after:  %s", after)
         logdir = self.logger.logdir
         picture = learning_curve(logdir / "metrics.jsonl", logdir / "learning_curve.png", self.cfg.name, after)

@@ -39,6 +39,8 @@ def generalized_advantage(
     advantages = torch.empty_like(deltas)
     trace = torch.zeros_like(deltas[0])
     for t in range(len(deltas) - 1, -1, -1):
-        trace = deltas[t] + gamma * lam * torch.where(ended[t], zero, trace)  # selected, not multiplied: 0 * NaN of a broken episode is NaN
+        trace = deltas[t] + gamma * lam * torch.where(
+            ended[t], zero, trace
+        )  # selected, not multiplied: 0 * NaN of a broken episode is NaN
         advantages[t] = trace
     return advantages, advantages + values

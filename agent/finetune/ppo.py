@@ -67,10 +67,16 @@ class PPO:
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
         self.policy, self.train, self.generator = policy, train, generator
-        self.actor_optimizer = torch.optim.AdamW(policy.actor_parameters(), train["actor_lr"], weight_decay=train["actor_weight_decay"])
-        self.critic_optimizer = torch.optim.AdamW(policy.critic_parameters(), train["critic_lr"], weight_decay=train["critic_weight_decay"])
+        self.actor_optimizer = torch.optim.AdamW(
+            policy.actor_parameters(), train["actor_lr"], weight_decay=train["actor_weight_decay"]
+        )
+        self.critic_optimizer = torch.optim.AdamW(
+            policy.critic_parameters(), train["critic_lr"], weight_decay=train["critic_weight_decay"]
+        )
         eta = list(policy.eta_parameters())
-        self.eta_optimizer = torch.optim.AdamW(eta, train["eta_lr"], weight_decay=train["eta_weight_decay"]) if eta else None
+        self.eta_optimizer = (
+            torch.optim.AdamW(eta, train["eta_lr"], weight_decay=train["eta_weight_decay"]) if eta else None
+        )
         self.actor_schedule = CosineAnnealingWarmupRestarts(
             self.actor_optimizer, max_lr=train["actor_lr"], **train["actor_lr_scheduler"]
         )
@@ -90,7 +96,9 @@ class PPO:
         started = time.perf_counter()
         rows = rollout.valid.flatten().nonzero()[:, 0]
         if not len(rows):
-            raise UsageError("every simulation of this rollout went unstable: nothing to learn from (actions out of range?)")
+            raise UsageError(
+                "every simulation of this rollout went unstable: nothing to learn from (actions out of range?)"
+            )
         obs = {key: value.flatten(0, 1) for key, value in rollout.obs.items()}
         metrics = {} if self.checked_ratio else self._check_ratio(rollout, obs, rows)
         rewards = self.scaler(rollout.rewards, rollout.firsts) if self.scaler else rollout.rewards
@@ -130,13 +138,23 @@ class PPO:
         """Advantages, returns and values, (S, N) each."""
         shape = rewards.shape
         with torch.no_grad():
-            values = torch.cat([self.policy.value(_take(obs, i)) for i in _splits(len(rewards.flatten()), rewards.device)]).view(shape)
+            values = torch.cat(
+                [self.policy.value(_take(obs, i)) for i in _splits(len(rewards.flatten()), rewards.device)]
+            ).view(shape)
             final = torch.zeros(shape, device=values.device).flatten()
             for index, last in rollout.final_obs:
-                final[index.to(values.device)] = self.policy.value({key: value.to(values.device) for key, value in last.items()})
+                final[index.to(values.device)] = self.policy.value(
+                    {key: value.to(values.device) for key, value in last.items()}
+                )
         train = self.train
         advantages, returns = generalized_advantage(
-            rewards, values, rollout.terminated, rollout.truncated, final.view(shape), train["gamma"], train["gae_lambda"]
+            rewards,
+            values,
+            rollout.terminated,
+            rollout.truncated,
+            final.view(shape),
+            train["gamma"],
+            train["gae_lambda"],
         )
         return advantages, returns, values
 
@@ -152,7 +170,14 @@ class PPO:
         return advantages
 
     def _epochs(
-        self, rollout: Rollout, obs: Obs, rows: Tensor, advantages: Tensor, returns: Tensor, values: Tensor, learn_actor: bool
+        self,
+        rollout: Rollout,
+        obs: Obs,
+        rows: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        values: Tensor,
+        learn_actor: bool,
     ) -> dict[str, float]:
         """``update_epochs`` passes over all pairs (actor) and all chunks (critic), in equally many minibatches."""
         train, n_steps = self.train, rollout.log_probs.shape[2]
@@ -177,7 +202,9 @@ class PPO:
                     stopped = train["target_kl"] is not None and bool(kl > train["target_kl"])
                 if len(chunk):
                     row = rows[chunk]
-                    value_loss = value_objective(self.policy.value(_take(obs, row)), returns[row], values[row], self.policy.clip_vloss_coef)
+                    value_loss = value_objective(
+                        self.policy.value(_take(obs, row)), returns[row], values[row], self.policy.clip_vloss_coef
+                    )
                     self._step(train["vf_coef"] * value_loss, self.critic_optimizer, None)
                     value_losses.append(value_loss.detach())
         means = {
@@ -188,7 +215,9 @@ class PPO:
         }
         metrics = {key: float(torch.stack(x).mean()) if x else math.nan for key, x in means.items()}
         if not math.isfinite(metrics["loss/value"]) or (policy_losses and not math.isfinite(metrics["loss/policy"])):
-            raise UsageError(f"a loss is not finite ({metrics}); nothing was saved after this. Lower train.actor_lr or train.critic_lr")
+            raise UsageError(
+                f"a loss is not finite ({metrics}); nothing was saved after this. Lower train.actor_lr or train.critic_lr"
+            )
         return metrics | {"updates": float(len(policy_losses)), "kl_stopped": float(stopped and learn_actor)}
 
     def _step_actor(self, loss: Tensor) -> None:

@@ -48,10 +48,14 @@ class Rollout:
     truncated: Tensor  # (S, N) bool
     firsts: Tensor  # (S, N) bool: the chunk is its episode's first
     valid: Tensor  # (S, N) bool: False in episodes whose simulation went unstable; never learned from
-    final_obs: list[tuple[Tensor, Obs]] = field(default_factory=list)  # (flat indices s * N + n, observations that these chunks led to)
+    final_obs: list[tuple[Tensor, Obs]] = field(
+        default_factory=list
+    )  # (flat indices s * N + n, observations that these chunks led to)
 
     @classmethod
-    def allocate(cls, n_steps: int, n_envs: int, obs: Obs, chain_shape: tuple[int, ...], device: torch.device | str) -> Rollout:
+    def allocate(
+        cls, n_steps: int, n_envs: int, obs: Obs, chain_shape: tuple[int, ...], device: torch.device | str
+    ) -> Rollout:
         """Empty buffers for S = ``n_steps``; ``chain_shape = (K + 1, Ta, Da)``. Images are kept on the host."""
         grid = (n_steps, n_envs)
 
@@ -73,7 +77,16 @@ class Rollout:
     @property
     def n_bytes(self) -> int:
         """Memory of the buffers."""
-        tensors = [*self.obs.values(), self.chains, self.log_probs, self.rewards, self.terminated, self.truncated, self.firsts, self.valid]
+        tensors = [
+            *self.obs.values(),
+            self.chains,
+            self.log_probs,
+            self.rewards,
+            self.terminated,
+            self.truncated,
+            self.firsts,
+            self.valid,
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -170,7 +183,12 @@ def collect(
             rollout.obs[key][s] = value
         rollout.chains[s], rollout.log_probs[s] = sample.chains, sample.log_probs
         done = result.terminated | result.truncated
-        for name, value in (("rewards", result.reward), ("terminated", result.terminated), ("truncated", result.truncated), ("firsts", firsts)):
+        for name, value in (
+            ("rewards", result.reward),
+            ("terminated", result.terminated),
+            ("truncated", result.truncated),
+            ("firsts", firsts),
+        ):
             getattr(rollout, name)[s] = torch.as_tensor(value, device=device)
         _keep_final_obs(rollout, result, s, last=s == n_steps - 1)
         for i in np.flatnonzero(result.info["invalid"]):
@@ -193,4 +211,6 @@ def _keep_final_obs(rollout: Rollout, result: StepResult, s: int, last: bool) ->
     rows = np.arange(len(result.reward)) if last else np.flatnonzero(result.truncated & ~result.terminated)
     if len(rows):
         index = torch.as_tensor(s * len(result.reward) + rows)
-        rollout.final_obs.append((index, to_torch({key: value[rows] for key, value in result.final_obs.items()}, "cpu")))
+        rollout.final_obs.append(
+            (index, to_torch({key: value[rows] for key, value in result.final_obs.items()}, "cpu"))
+        )

@@ -56,11 +56,11 @@ class PretrainAgent:
         settings = self.settings
         self.device = resolve_device(read(cfg, "device", "auto"))
         seed_everything(settings.seed)
-        self.normalizer = _load_normalizer(cfg)
         self.dataset = build(
             cfg.train_dataset, device=resolve_device(read(cfg, "train_dataset.device", None) or self.device)
         )
         self.dataset.check(read(cfg, "obs_dim"), read(cfg, "action_dim"))
+        self.normalizer = _load_normalizer(cfg)
         self.train_rows, self.val_rows = self.dataset.split(settings.train_split, _generator(settings.seed, _SPLIT))
         if settings.batch_size > len(self.train_rows):
             raise UsageError(

@@ -80,7 +80,9 @@ def make_suite_env(task: str, robots: Sequence[str], *, seed: int | None = None,
         )
 
 
-ARENA = "32M"  # room for contacts and constraints of one simulation; a few hundred kB are used, the rest is address space
+ARENA = (
+    "32M"  # room for contacts and constraints of one simulation; a few hundred kB are used, the rest is address space
+)
 
 
 def full_xml(suite_env: Any) -> str:

@@ -39,9 +39,13 @@ TRAIN = {
 
 def make_policy(k: int = 3, **settings) -> PPODiffusion:
     torch.manual_seed(0)
-    actor = DiffusionMLP(action_dim=2, horizon_steps=2, cond_dim=4, time_dim=8, mlp_dims=(31, 31, 31), residual_style=True)
+    actor = DiffusionMLP(
+        action_dim=2, horizon_steps=2, cond_dim=4, time_dim=8, mlp_dims=(31, 31, 31), residual_style=True
+    )
     critic = CriticObs(cond_dim=4, mlp_dims=(29, 29, 29), residual_style=True)
-    return PPODiffusion(actor, critic, horizon_steps=2, obs_dim=4, action_dim=2, denoising_steps=5, ft_denoising_steps=k, **settings)
+    return PPODiffusion(
+        actor, critic, horizon_steps=2, obs_dim=4, action_dim=2, denoising_steps=5, ft_denoising_steps=k, **settings
+    )
 
 
 def make_rollout(policy: PPODiffusion, venv: PointMass, n_steps: int, seed: int = 0) -> tuple[Rollout, EpisodeTracker]:
@@ -100,13 +104,21 @@ def test_warm_up_leaves_the_actor_alone_and_the_base_never_moves():
     for iteration in range(2):
         rollout, _ = make_rollout(policy, PointMass(5), 7, seed=iteration)
         algorithm.update(rollout, iteration)
-        moved.append({key.split(".")[0] for key, value in policy.state_dict().items() if not torch.equal(value, before[key])})
+        moved.append(
+            {key.split(".")[0] for key, value in policy.state_dict().items() if not torch.equal(value, before[key])}
+        )
     assert moved == [{"critic"}, {"critic", "actor_ft"}]
 
 
 def test_kl_stop_ends_the_actors_updates():
     policy = make_policy()
-    train = {**TRAIN, "actor_lr": 0.05, "actor_lr_scheduler": {**TRAIN["actor_lr_scheduler"], "min_lr": 0.05}, "target_kl": 1e-4, "update_epochs": 50}
+    train = {
+        **TRAIN,
+        "actor_lr": 0.05,
+        "actor_lr_scheduler": {**TRAIN["actor_lr_scheduler"], "min_lr": 0.05},
+        "target_kl": 1e-4,
+        "update_epochs": 50,
+    }
     rollout, _ = make_rollout(policy, PointMass(5), 7)
     metrics = PPO(policy, train, 5, torch.Generator().manual_seed(0)).update(rollout, 0)
     assert metrics["kl_stopped"] == 1
@@ -155,7 +167,9 @@ def test_ppo_learns_to_reach_the_goal():
     algorithm = PPO(policy, {**TRAIN, "batch_size": 500, "update_epochs": 5}, 40, torch.Generator().manual_seed(0))
     reached = []
     for iteration in range(25):
-        rollout, tracker = make_rollout(policy, PointMass(40, act_steps=2, max_episode_steps=16, dense=True), 8, seed=iteration)
+        rollout, tracker = make_rollout(
+            policy, PointMass(40, act_steps=2, max_episode_steps=16, dense=True), 8, seed=iteration
+        )
         algorithm.update(rollout, iteration)
         reached.append(tracker.summary()["train/episode_return"])
     assert np.mean(reached[-3:]) > np.mean(reached[:3]) + 4, reached

@@ -13,7 +13,11 @@ from agent.config import register_resolvers, unknown_key, validate
 from agent.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAVES = sorted(p.relative_to(ROOT / "cfg") for p in (ROOT / "cfg").glob("*/*/*/*.yaml") if p.relative_to(ROOT / "cfg").parts[0] != "base")
+LEAVES = sorted(
+    p.relative_to(ROOT / "cfg")
+    for p in (ROOT / "cfg").glob("*/*/*/*.yaml")
+    if p.relative_to(ROOT / "cfg").parts[0] != "base"
+)
 register_resolvers()
 
 
@@ -41,7 +45,9 @@ def test_leaf(leaf):
 
 
 def test_no_group_can_shadow_a_value_and_no_leaf_stands_at_the_top():
-    folders = {p.name for p in (ROOT / "cfg").rglob("*") if p.is_dir() and "base" not in p.relative_to(ROOT / "cfg").parts[:-1]}
+    folders = {
+        p.name for p in (ROOT / "cfg").rglob("*") if p.is_dir() and "base" not in p.relative_to(ROOT / "cfg").parts[:-1]
+    }
     assert not folders & {"wandb", "env", "train", "model"}
     assert not list((ROOT / "cfg").glob("*.yaml"))
 
@@ -76,7 +82,9 @@ def test_overrides_that_users_type_take_effect():
     assert cfg.model.ft_denoising_steps == 3
     assert "tdf3" in cfg.name
     validate(composed(LIFT["ft"], "++env.render=True"))
-    cfg = composed(LIFT["pre"], "dispersive_loss_weight=0.3", "model.dispersive_loss_layer=late", "+train_dataset.use_img=false")
+    cfg = composed(
+        LIFT["pre"], "dispersive_loss_weight=0.3", "model.dispersive_loss_layer=late", "+train_dataset.use_img=false"
+    )
     validate(cfg)
     assert cfg.model.dispersive_loss_weight == 0.3
     assert cfg.name.endswith("_dw0.3_dllate")
@@ -119,11 +127,15 @@ def test_n_envs_zero():
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "script/run.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "script/run.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_command_line_typo_names_the_nearest_key():
-    done = run("--config-name=pre_diffusion_mlp", "--config-dir=cfg/robomimic/pretrain/lift", "train.n_epoch=5", "wandb=null")
+    done = run(
+        "--config-name=pre_diffusion_mlp", "--config-dir=cfg/robomimic/pretrain/lift", "train.n_epoch=5", "wandb=null"
+    )
     assert done.returncode != 0
     assert "did you mean 'train.n_epochs'" in done.stderr
 
@@ -131,7 +143,15 @@ def test_command_line_typo_names_the_nearest_key():
 def test_commands_of_the_published_readmes():
     """Those of tasks that exist here, as they stand in ``seeds/`` (script/train.py and script/run.py)."""
     for script in ("script/run.py", "script/train.py"):
-        command = [sys.executable, script, "--config-name=ft_ppo_diffusion_mlp", "--config-dir=cfg/robomimic/finetune/lift", "--cfg", "job", "--resolve"]
+        command = [
+            sys.executable,
+            script,
+            "--config-name=ft_ppo_diffusion_mlp",
+            "--config-dir=cfg/robomimic/finetune/lift",
+            "--cfg",
+            "job",
+            "--resolve",
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert "clip_ploss_coef: 0.01" in done.stdout

@@ -27,7 +27,8 @@ PRETRAIN = ["model.network.mlp_dims=[31,31,31]", "train.batch_size=64"]
 FINETUNE = [
     "ft_denoising_steps=3", "model.actor.mlp_dims=[31,31,31]", "model.critic.mlp_dims=[29,29,29]", "env.n_envs=13", "train.n_steps=8", "train.batch_size=150",
     "train.update_epochs=3", "train.n_train_itr=7", "train.val_freq=3", "train.eval_episodes=11", "train.final_eval_episodes=23", "train.latest_every_s=0",
-    "train.actor_lr=1e-3", "train.actor_lr_scheduler.min_lr=1e-4", "model.clip_ploss_coef=0.1", "model.clip_ploss_coef_base=0.05", "train.n_critic_warmup_itr=1",
+    "train.actor_lr=1e-3", "train.actor_lr_scheduler.min_lr=1e-4", "model.clip_ploss_coef=0.1", "model.clip_ploss_coef_base=0.05",
+    "train.n_critic_warmup_itr=1",
 ]  # fmt: skip
 
 
@@ -67,7 +68,9 @@ def write_demonstrations(folder: Path, episodes: int = 40, sloppy: float = 0.6) 
     venv = PointMass(episodes, 1, 16)
     obs, states, actions = venv.reset(0)["state"][:, 0], [], []
     for _ in range(15):
-        action = np.clip(4 * (obs[:, 2:] - obs[:, :2]) + sloppy * rng.standard_normal((episodes, 2)), -1, 1).astype(np.float32)
+        action = np.clip(4 * (obs[:, 2:] - obs[:, :2]) + sloppy * rng.standard_normal((episodes, 2)), -1, 1).astype(
+            np.float32
+        )
         states.append(obs)
         actions.append(action)
         obs = venv.step(action[:, None]).obs["state"][:, 0]
@@ -83,7 +86,14 @@ def save_untrained_base(path: Path) -> None:
     seed_everything(3)
     state = build(cfg.model).state_dict()
     checkpoint.save(
-        path, {"kind": "pretrain", "epoch": 0, "model": state, "normalizer": UNIT.to_dict(), "config": OmegaConf.to_container(cfg, resolve=True)}
+        path,
+        {
+            "kind": "pretrain",
+            "epoch": 0,
+            "model": state,
+            "normalizer": UNIT.to_dict(),
+            "config": OmegaConf.to_container(cfg, resolve=True),
+        },
     )
 
 

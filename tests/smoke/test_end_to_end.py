@@ -16,7 +16,13 @@ from tests.smoke import runs
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     runs.write_demonstrations(folder / "data" / "robomimic" / "point_mass")
-    overrides = ["train.n_epochs=30", "train.learning_rate=2e-3", "ema.per=step", "train.lr_scheduler.first_cycle_steps=31", "train.lr_scheduler.warmup_steps=1"]
+    overrides = [
+        "train.n_epochs=30",
+        "train.learning_rate=2e-3",
+        "ema.per=step",
+        "train.lr_scheduler.first_cycle_steps=31",
+        "train.lr_scheduler.warmup_steps=1",
+    ]
     PretrainAgent(runs.pretrain_config(f"data_root={folder / 'data'}", f"logdir={folder / 'pre'}", *overrides)).run()
     return folder
 
@@ -24,17 +30,39 @@ def pretrained(tmp_path_factory):
 def test_success_rises_and_everything_is_left_behind(pretrained):
     base = pretrained / "pre" / "checkpoint" / "state_30.pt"
     assert (pretrained / "pre" / "result.json").exists()
-    overrides = ["env.max_episode_steps=10", "env.n_envs=40", "train.n_steps=10", "train.n_train_itr=25", "train.batch_size=400", "train.update_epochs=5"]
-    overrides += ["train.gamma=0.95", "train.critic_lr=3e-3", "train.critic_lr_scheduler.min_lr=1e-3", "train.actor_lr=2e-3", "train.latest_every_s=60"]
+    overrides = [
+        "env.max_episode_steps=10",
+        "env.n_envs=40",
+        "train.n_steps=10",
+        "train.n_train_itr=25",
+        "train.batch_size=400",
+        "train.update_epochs=5",
+    ]
+    overrides += [
+        "train.gamma=0.95",
+        "train.critic_lr=3e-3",
+        "train.critic_lr_scheduler.min_lr=1e-3",
+        "train.actor_lr=2e-3",
+        "train.latest_every_s=60",
+    ]
     overrides += ["train.final_eval_episodes=200", "model.gamma_denoising=0.9"]
-    result = FinetuneAgent(runs.finetune_config(f"base_policy_path={base}", f"logdir={pretrained / 'ft'}", *overrides)).run()
+    result = FinetuneAgent(
+        runs.finetune_config(f"base_policy_path={base}", f"logdir={pretrained / 'ft'}", *overrides)
+    ).run()
     assert result["before"]["seeds"] == result["after"]["seeds"]
-    assert result["after"]["success_interval"][0] > result["before"]["success_interval"][1], (result["before"]["success_rate"], result["after"]["success_rate"])
+    assert result["after"]["success_interval"][0] > result["before"]["success_interval"][1], (
+        result["before"]["success_rate"],
+        result["after"]["success_rate"],
+    )
     assert (pretrained / "ft" / "learning_curve.png").stat().st_size > 10_000
 
     # the evaluation command, on the same seeds, finds the same number: base and tuned weights, normaliser and settings travel in the file
     path = pretrained / "ft" / "checkpoint" / "state_25.pt"
-    again = EvalAgent(runs.eval_config(f"base_policy_path={path}", "env.max_episode_steps=10", "n_episodes=200", f"logdir={pretrained / 'eval'}")).run()
+    again = EvalAgent(
+        runs.eval_config(
+            f"base_policy_path={path}", "env.max_episode_steps=10", "n_episodes=200", f"logdir={pretrained / 'eval'}"
+        )
+    ).run()
     assert again["successes"] == result["after"]["successes"]
     assert json.loads((pretrained / "eval" / "result.json").read_text())["success_rate"] == again["success_rate"]
 

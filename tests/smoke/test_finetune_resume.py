@@ -50,7 +50,9 @@ def assert_same(a: Path, b: Path) -> None:
     ignored = ("config.", "extra.wall_seconds", "extra.before.seconds", "versions")
     one, two = ({k: v for k, v in x.items() if not k.startswith(ignored)} for x in (one, two))
     assert one.keys() == two.keys()
-    different = [k for k in one if not (torch.equal(one[k], two[k]) if isinstance(one[k], torch.Tensor) else one[k] == two[k])]
+    different = [
+        k for k in one if not (torch.equal(one[k], two[k]) if isinstance(one[k], torch.Tensor) else one[k] == two[k])
+    ]
     assert not different
 
 
@@ -67,16 +69,25 @@ def _tensors(node, path=""):
 
 @pytest.mark.parametrize(("reset", "n_kills"), [("true", 2), ("false", 1)])
 def test_killed_and_resumed_equals_uninterrupted(base, tmp_path, reset, n_kills):
-    overrides = [f"env.reset_at_iteration={reset}", "train.n_steps=7", "train.n_train_itr=20", "train.save_model_freq=10"]  # 14 of 16 steps: mid-episode
+    overrides = [
+        f"env.reset_at_iteration={reset}",
+        "train.n_steps=7",
+        "train.n_train_itr=20",
+        "train.save_model_freq=10",
+    ]  # 14 of 16 steps: mid-episode
     whole = finetune(base, tmp_path / "whole", *overrides)
     cut, rng, kills = tmp_path / "cut", random.Random(7), 0
     while not (cut / "result.json").exists():
-        process = start(base, cut, *overrides, "resume=true")  # also the first time, and where it died before its first checkpoint
+        process = start(
+            base, cut, *overrides, "resume=true"
+        )  # also the first time, and where it died before its first checkpoint
         if kills < n_kills:
             before = len(rows(cut)) if (cut / "metrics.jsonl").exists() else 0
             deadline = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < deadline:
-                if (cut / "metrics.jsonl").exists() and len((cut / "metrics.jsonl").read_bytes().splitlines()) > before + 4:
+                if (cut / "metrics.jsonl").exists() and len(
+                    (cut / "metrics.jsonl").read_bytes().splitlines()
+                ) > before + 4:
                     break
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.15))
@@ -127,4 +138,6 @@ def test_without_a_base_the_newest_that_fits_is_taken_or_the_command_is_named(tm
 def test_a_fine_tuned_policy_can_be_fine_tuned_further(base, tmp_path):
     first = finetune(base, tmp_path / "first", "train.n_train_itr=2")
     again = finetune(first / "checkpoint" / "state_2.pt", tmp_path / "again", "train.n_train_itr=1")
-    assert rows(again)[0]["eval/success_rate"] == json.loads((first / "result.json").read_text())["after"]["success_rate"]
+    assert (
+        rows(again)[0]["eval/success_rate"] == json.loads((first / "result.json").read_text())["after"]["success_rate"]
+    )
