@@ -59,17 +59,26 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
         EnvError: an unknown task, or a missing or impossible value; the message names the key.
         MissingSimulatorError: the task's simulator is not installed, or in a version that does not work.
     """
+    check_task(cfg)
+    venv = TASKS[cfg["name"]](cfg)
+    if normalizer is not None:
+        from env.normalizer import NormalizedVectorEnv
+
+        venv = NormalizedVectorEnv(venv, normalizer)
+    if cfg.get("render"):
+        from env.viewer import LiveView
+
+        venv = LiveView(venv)
+    return venv
+
+
+def check_task(cfg: Mapping[str, Any]) -> None:
+    """Raise ``EnvError`` for an unknown ``name``, with the nearest known one; imports nothing."""
     name = _required(cfg, "name")
     if name not in TASKS:
         near = difflib.get_close_matches(str(name), TASKS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise EnvError(f"env.name: unknown task {name!r}{hint} Known tasks: {', '.join(sorted(TASKS))}")
-    venv = TASKS[name](cfg)
-    if normalizer is None:
-        return venv
-    from env.normalizer import NormalizedVectorEnv
-
-    return NormalizedVectorEnv(venv, normalizer)
 
 
 def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:

@@ -14,7 +14,7 @@ from agent.eval.evaluate import evaluate
 from agent.eval.video import record_video
 from agent.finetune import base_policy
 from agent.logger import RunLogger, locate_run
-from env.registry import make_vector_env
+from env.registry import check_task, make_vector_env
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class EvalAgent:
         self.cfg = cfg
         device = resolve_device(cfg.device)
         seed_everything(cfg.seed)
+        check_task(cfg.env)
         self.path = base_policy.find(cfg)
         payload = checkpoint.load(self.path)
         overrides = OmegaConf.to_container(cfg.model, resolve=True)

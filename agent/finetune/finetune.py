@@ -25,7 +25,7 @@ from agent.logger import RunLogger, locate_run
 from agent.plots import learning_curve
 from agent.resume import resume_point
 from env.protocol import episode_seed
-from env.registry import make_vector_env
+from env.registry import check_task, make_vector_env
 from model.common.modules import strict_load
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class FinetuneAgent:
     def _build(self, resumed: dict[str, Any] | None) -> None:
         """Policy, worlds and algorithm; from ``resumed``, the run's own checkpoint, if there is one."""
         cfg = self.cfg
+        check_task(cfg.env)
         self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
         payload = resumed or checkpoint.load(self.base_path)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
@@ -63,7 +64,7 @@ class FinetuneAgent:
             log.info("base policy: %s", self.base_path)
         env_cfg = OmegaConf.to_container(cfg.env, resolve=True)
         self.venv = make_vector_env(env_cfg, self.normalizer)
-        self.eval_env = make_vector_env(env_cfg, self.normalizer)
+        self.eval_env = make_vector_env({**env_cfg, "render": False}, self.normalizer)
         self.algorithm = PPO(self.policy, self.train, cfg.env.n_envs, self.generator)
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)
         self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0

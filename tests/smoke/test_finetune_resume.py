@@ -15,6 +15,7 @@ import torch
 from agent import checkpoint
 from agent.errors import CheckpointError, RunDirError, UsageError
 from agent.finetune.finetune import FinetuneAgent
+from env.errors import EnvError
 from tests.smoke import runs
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,3 +142,8 @@ def test_a_fine_tuned_policy_can_be_fine_tuned_further(base, tmp_path):
     assert (
         rows(again)[0]["eval/success_rate"] == json.loads((first / "result.json").read_text())["after"]["success_rate"]
     )
+
+
+def test_an_unknown_task_is_named_before_anything_else(base, tmp_path):
+    with pytest.raises(EnvError, match="unknown task 'point_mas'; did you mean 'point_mass'"):
+        finetune(base, tmp_path / "run", "env_name=point_mas")
