@@ -63,14 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(name: str, logdir: Path, overrides: list[str]) -> list[str]:
     """The command of a stage; it goes on where an earlier attempt was cut off."""
-    return [
-        "script/run.py",
-        f"--config-dir=cfg/robomimic/{name}/lift",
-        "--config-name=quickstart",
-        f"logdir={logdir}",
-        "resume=true",
-        *overrides,
-    ]
+    go_on = ["resume=true"] if logdir.exists() else []
+    leaf = [f"--config-dir=cfg/robomimic/{name}/lift", "--config-name=quickstart"]
+    return ["script/run.py", *leaf, f"logdir={logdir}", *go_on, *overrides]
 
 
 def newest(run_dir: Path) -> Path:

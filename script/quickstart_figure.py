@@ -1,0 +1,90 @@
+"""The README's picture from finished quickstarts: learning curves of several seeds, and the policy at work before and after.
+
+    python script/quickstart_figure.py log/quickstart/seed_0 log/quickstart/seed_1 log/quickstart/seed_2 --out assets/quickstart.png
+
+The film strips show the first recorded seed on which the pre-trained policy fails and the fine-tuned one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from agent.checkpoint import load_policy  # noqa: E402
+from agent.eval import evaluate  # noqa: E402
+from agent.eval.video import CAMERA, VISUAL_GEOMS  # noqa: E402
+from agent.plots import read_metrics  # noqa: E402
+from env.registry import make_vector_env  # noqa: E402
+from env.video import render_frames  # noqa: E402
+
+FRAMES = (0, 14, 24, 34, 46, 70)  # control steps shown
+
+
+def film(checkpoint: str, seed: int) -> list[np.ndarray]:
+    """Frames of one episode of a checkpoint's policy."""
+    policy = load_policy(checkpoint)
+    env = {"name": "lift", "n_envs": 1, "max_episode_steps": 100, "act_steps": 4}
+    venv = make_vector_env(env, policy.normalizer)
+    venv.record([0])
+    evaluate(policy, venv, seeds=[seed])
+    episode = venv.recorded()[0]
+    frames = render_frames(venv.render_model(episode.start), episode.qpos[list(FRAMES)], CAMERA, 320, 320, VISUAL_GEOMS)
+    venv.close()
+    return [frame[40:280, 40:280] for frame in frames]
+
+
+def curves(axis: object, runs: list[Path]) -> None:
+    """Success over environment steps, one line per seed, with the intervals of the comparison before -> after."""
+    for k, run in enumerate(runs):
+        rows, result = read_metrics(run / "finetune" / "metrics.jsonl"), json.loads((run / "finetune" / "result.json").read_text())
+        train = [(r["env_steps"] / 1e3, r["train/success_rate"]) for r in rows if r.get("train/success_rate") is not None]
+        points = [(r["env_steps"] / 1e3, r["eval/success_rate"]) for r in rows if r.get("eval/success_rate") is not None]
+        points.append((result["env_steps"] / 1e3, result["after"]["success_rate"]))
+        axis.plot(*zip(*train, strict=True), color=f"C{k}", lw=0.8, alpha=0.4)
+        axis.plot(*zip(*points, strict=True), color=f"C{k}", lw=1.8, marker="o", ms=3.5, label=f"{run.name.replace('_', ' ')}")
+        for x, key in ((0, "before"), (result["env_steps"] / 1e3, "after")):
+            low, high = result[key]["success_interval"]
+            axis.plot([x, x], [low, high], color=f"C{k}", lw=5, alpha=0.3, solid_capstyle="butt")
+    axis.set(xlabel="thousand environment steps", ylabel="success rate", ylim=(0, 1.03), title="Lift: PPO over the denoising chain")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", frameon=False, title="thick: evaluated, thin: exploring", title_fontsize="small")
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished quickstarts")
+    parser.add_argument("--out", type=Path, default=Path("assets/quickstart.png"))
+    args = parser.parse_args()
+    result = json.loads((args.runs[0] / "finetune" / "result.json").read_text())
+    seed = next(
+        s for s, b, a in zip(result["after"]["seeds"], result["before"]["successes"], result["after"]["successes"], strict=True) if a and not b
+    )
+    strips = [film(result[key], seed) for key in ("base_policy_path", "checkpoint")]
+    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.75))
+    curves(left.subplots(), args.runs)
+    axes = right.subplots(2, len(FRAMES), gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    for row, strip, label in zip(axes, strips, ("pre-trained", "fine-tuned"), strict=True):
+        for axis, frame, step in zip(row, strip, FRAMES, strict=True):
+            axis.imshow(frame)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{step / 20:.1f} s", fontsize=8, pad=2)
+        row[0].set_ylabel(label)
+    right.suptitle(f"the same episode (seed {seed}) before and after", fontsize=11)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out)
+
+
+if __name__ == "__main__":
+    main()
