@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-DEMONSTRATIONS = 100
+DEMONSTRATIONS = 160
 
 
 def main(argv: list[str] | None = None) -> int:
