@@ -245,6 +245,7 @@ class PPO:
             "actor_schedule": self.actor_schedule.state_dict(),
             "critic_schedule": self.critic_schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "checked_ratio": self.checked_ratio,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -255,7 +256,7 @@ class PPO:
             self.eta_optimizer.load_state_dict(state["eta_optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
-        self.checked_ratio = True
+        self.checked_ratio = state["checked_ratio"]
 
 
 def _take(obs: Obs, rows: Tensor) -> Obs:
