@@ -45,16 +45,30 @@ def film(checkpoint: str, seed: int) -> list[np.ndarray]:
 def curves(axis: object, runs: list[Path]) -> None:
     """Success over environment steps, one line per seed, with the intervals of the comparison before -> after."""
     for k, run in enumerate(runs):
-        rows, result = read_metrics(run / "finetune" / "metrics.jsonl"), json.loads((run / "finetune" / "result.json").read_text())
-        train = [(r["env_steps"] / 1e3, r["train/success_rate"]) for r in rows if r.get("train/success_rate") is not None]
-        points = [(r["env_steps"] / 1e3, r["eval/success_rate"]) for r in rows if r.get("eval/success_rate") is not None]
+        rows, result = (
+            read_metrics(run / "finetune" / "metrics.jsonl"),
+            json.loads((run / "finetune" / "result.json").read_text()),
+        )
+        train = [
+            (r["env_steps"] / 1e3, r["train/success_rate"]) for r in rows if r.get("train/success_rate") is not None
+        ]
+        points = [
+            (r["env_steps"] / 1e3, r["eval/success_rate"]) for r in rows if r.get("eval/success_rate") is not None
+        ]
         points.append((result["env_steps"] / 1e3, result["after"]["success_rate"]))
         axis.plot(*zip(*train, strict=True), color=f"C{k}", lw=0.8, alpha=0.4)
-        axis.plot(*zip(*points, strict=True), color=f"C{k}", lw=1.8, marker="o", ms=3.5, label=f"{run.name.replace('_', ' ')}")
+        axis.plot(
+            *zip(*points, strict=True), color=f"C{k}", lw=1.8, marker="o", ms=3.5, label=f"{run.name.replace('_', ' ')}"
+        )
         for x, key in ((0, "before"), (result["env_steps"] / 1e3, "after")):
             low, high = result[key]["success_interval"]
             axis.plot([x, x], [low, high], color=f"C{k}", lw=5, alpha=0.3, solid_capstyle="butt")
-    axis.set(xlabel="thousand environment steps", ylabel="success rate", ylim=(0, 1.03), title="Lift: PPO over the denoising chain")
+    axis.set(
+        xlabel="thousand environment steps",
+        ylabel="success rate",
+        ylim=(0, 1.03),
+        title="Lift: PPO over the denoising chain",
+    )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", frameon=False, title="thick: evaluated, thin: exploring", title_fontsize="small")
 
@@ -67,7 +81,11 @@ def main() -> None:
     args = parser.parse_args()
     result = json.loads((args.runs[0] / "finetune" / "result.json").read_text())
     seed = next(
-        s for s, b, a in zip(result["after"]["seeds"], result["before"]["successes"], result["after"]["successes"], strict=True) if a and not b
+        s
+        for s, b, a in zip(
+            result["after"]["seeds"], result["before"]["successes"], result["after"]["successes"], strict=True
+        )
+        if a and not b
     )
     strips = [film(result[key], seed) for key in ("base_policy_path", "checkpoint")]
     figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")

@@ -17,6 +17,7 @@ from script.bench.measure import Contestant, Figure, compare
 from script.bench.registry import Context, UnavailableError, benchmark
 
 ROOT = Path(__file__).resolve().parents[3]
+BAR = 2.5
 CONFIG = "robomimic/finetune/lift/ft_ppo_diffusion_mlp"
 
 
@@ -54,7 +55,13 @@ def finetune_iteration(context: Context) -> Iterator[Figure]:
     )
     note = f"{size}; published loop: {workers} simulator processes, {threads}"
     figure = compare(
-        "Lift iteration", "iterations/h", per_hour["ours"], "published loop", per_hour["published loop"], note=note
+        "Lift iteration",
+        "iterations/h",
+        per_hour["ours"],
+        "published loop",
+        per_hour["published loop"],
+        bar=BAR,
+        note=note,
     )
     figure.tables["seconds per phase (medians)"] = {name: side.medians() for name, side in sides.items()}
     yield figure
