@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.utils import get_class
@@ -22,8 +22,11 @@ Section = dict[str, Any]
 
 
 def register_resolvers() -> None:
-    """The only resolver of the project's own YAML: ``${product:a,b}``, for integers. There is no ``eval``."""
+    """The resolvers of the project's own YAML: ``${product:a,b}`` of integers, ``${length:list}``. There is no
+    ``eval``.
+    """
     OmegaConf.register_new_resolver("product", _product, replace=True)
+    OmegaConf.register_new_resolver("length", _length, replace=True)
 
 
 def _product(*factors: int) -> int:
@@ -35,12 +38,19 @@ def _product(*factors: int) -> int:
     return result
 
 
+def _length(items: object) -> int:
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise UsageError(f"${{length:...}} counts the entries of a list, found {items!r}")
+    return len(items)
+
+
 def _optional(kind: type | tuple[type, ...]) -> tuple[type, ...]:
     return (*(kind if isinstance(kind, tuple) else (kind,)), type(None))
 
 
 _SCHEDULE: Section = {"first_cycle_steps": int, "warmup_steps": int, "min_lr": Number}
 _LATEST: Section = {"save_model_freq": int, "latest_every_s": Number, "val_freq": int}
+_SHAPE_META: Section = {"obs": {"rgb": {"shape": list}, "state": {"shape": list}}, "action": {"shape": list}}
 COMMON: Section = {
     "_target_": str,
     "stage": str,
@@ -62,8 +72,11 @@ COMMON: Section = {
     "act_steps": int,
     "denoising_steps": int,
     "ft_denoising_steps": int,
+    "img_cond_steps": int,
+    "shape_meta": _SHAPE_META,
     "normalization_path": _optional(str),
-    "task": {"max_episode_steps": int, "low_dim_keys": list},
+    "robomimic_env_cfg_path": _optional(str),
+    "task": {"max_episode_steps": int, "low_dim_keys": list, "image_keys": list},
     "model": dict,
 }
 _WANDB: Section = {"entity": _optional(str), "project": str, "run": str, "mode": str}
@@ -77,8 +90,15 @@ _ENV: Section = {
     "save_video": bool,
     "render": bool,
     "n_threads": _optional(int),
+    "render_quality": str,
     "wrappers": {
         "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
+        "robomimic_image": {
+            "normalization_path": _optional(str),
+            "low_dim_keys": list,
+            "image_keys": list,
+            "shape_meta": _SHAPE_META,
+        },
         "multi_step": {
             "n_obs_steps": int,
             "n_action_steps": int,
@@ -135,7 +155,9 @@ STAGES: dict[str, Section] = {
             "eta_weight_decay": Number,
             "reward_scale_running": bool,
             "reward_scale_const": Number,
+            "augment": bool,
             "batch_size": int,
+            "grad_accumulate": int,
             "update_epochs": int,
             "vf_coef": Number,
             "target_kl": _optional(Number),
@@ -157,6 +179,7 @@ POSITIVE = {
     "obs_dim",
     "action_dim",
     "cond_steps",
+    "img_cond_steps",
     "horizon_steps",
     "act_steps",
     "denoising_steps",
@@ -164,7 +187,16 @@ POSITIVE = {
     "n_episodes",
     *(
         f"train.{key}"
-        for key in ("n_epochs", "batch_size", "n_train_itr", "n_steps", "update_epochs", "save_model_freq", "val_freq")
+        for key in (
+            "n_epochs",
+            "batch_size",
+            "grad_accumulate",
+            "n_train_itr",
+            "n_steps",
+            "update_epochs",
+            "save_model_freq",
+            "val_freq",
+        )
     ),
 }
 
