@@ -36,25 +36,28 @@ class _CanPlayer(Player):
                 return x, y, u(0.91, 0.99)
 
     def script(self, k: int) -> Script:
-        arm, u = self.arms[0], self.rng.uniform
         while True:
-            yaw, height, grasp_height = u(-0.7, 0.7), u(0.07, 0.12), u(0.013, 0.023)
-            arm.grasp = OPEN
-            yield from arm.hover(lambda: (above(self.can(), height), yaw), tol=0.02, turn_tol=0.2)
-            yield from arm.move(lambda: (above(self.can(), grasp_height), yaw), tol=0.006, speed=0.7, steps=60)
-            yield from arm.pause()
-            yield from arm.grip(CLOSE, 7, 11)
-            lift = u(1.0, 1.08)
-            yield from arm.move((at_height(arm.pos, lift), yaw), tol=0.04, steps=50)
-            if arm.distance(self.can()) > 0.05:
-                continue  # missed: again
-            place, turned = self.place(), yaw + u(-0.4, 0.4)
-            over = at_height(place, max(lift - 0.02, place[2]))
-            yield from arm.hover(lambda: (over, turned), tol=0.03, turn_tol=0.5)
-            yield from arm.pause()
-            yield from arm.move((place, turned), tol=0.025, turn_tol=0.5, steps=60)
-            yield from arm.grip(OPEN, 5, 9)
-            yield from arm.move((above(arm.pos, u(0.08, 0.15)), turned), tol=0.02, steps=40)
+            yield from self.attempt()
+
+    def attempt(self) -> Script:
+        """Grasp the can and bring it to its compartment; ends early when the grasp missed."""
+        arm, u = self.arms[0], self.rng.uniform
+        yaw, height, grasp_height, lift = u(-0.7, 0.7), u(0.07, 0.12), u(0.013, 0.023), u(1.0, 1.08)
+        arm.grasp = OPEN
+        yield from arm.hover(lambda: (above(self.can(), height), yaw), tol=0.02, turn_tol=0.2)
+        yield from arm.move(lambda: (above(self.can(), grasp_height), yaw), tol=0.006, speed=0.7, steps=60)
+        yield from arm.pause()
+        yield from arm.grip(CLOSE, 7, 11)
+        yield from arm.move((at_height(arm.pos, lift), yaw), tol=0.04, steps=50)
+        if arm.distance(self.can()) > 0.05:
+            return
+        place, yaw = self.place(), yaw + u(-0.4, 0.4)
+        over = at_height(place, max(lift - 0.02, place[2]))
+        yield from arm.hover(lambda: (over, yaw), tol=0.03, turn_tol=0.5)
+        yield from arm.pause()
+        yield from arm.move((place, yaw), tol=0.025, turn_tol=0.5, steps=60)
+        yield from arm.grip(OPEN, 5, 9)
+        yield from arm.move((above(arm.pos, u(0.08, 0.15)), yaw), tol=0.02, steps=40)
 
 
 class CanExpert(ScriptedExpert):
