@@ -1,0 +1,275 @@
+"""robomimic's HDF5 demonstrations, read and checked without the robomimic package.
+
+Layout (robomimic v0.1, v141 and later; raw ``demo.hdf5`` files have no ``obs`` yet)::
+
+    data                      attributes: env_args (JSON: env_name, env_version, type, env_kwargs), total
+      demo_<i>                attributes: num_samples (T), model_file (the episode's MJCF)
+        actions   (T, Da)     in [-1, 1]
+        rewards   (T,)        and dones (T,)
+        states    (T, 1 + nq + nv)   MuJoCo's time, qpos, qvel before each action
+        obs/<key> (T, D)      robot0_eef_pos, ..., object; <camera>_image (T, H, W, 3) uint8
+        next_obs/<key>
+    mask/<filter_key>         names of demonstrations: train, valid, 20_percent, ...
+
+Observations come in the published order (``env.robomimic.env_meta``) with the signs of robosuite 1.4.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from agent.dataset.demos import RANGE_SLACK
+from agent.errors import DatasetError
+from env.errors import EnvError
+from env.robomimic.env_meta import TASKS, EnvMeta, check_env_args
+
+OTHER_NAMES = {"object": ("object", "object-state")}
+PIECE = 256  # frames read at once: 7 MB of 96 x 96 images
+_IMAGE = "_image"
+_RAW = (
+    "a raw demo file holds states only; robomimic's dataset_states_to_obs.py (--done_mode 2; for images --camera_names "
+    "... --camera_height 96 --camera_width 96) writes the observations"
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration in the task's own units."""
+
+    name: str
+    states: np.ndarray  # (T, Do) float64, in the published order
+    actions: np.ndarray  # (T, Da) float64 in [-1, 1]
+    rewards: np.ndarray  # (T,) float64
+
+
+class RobomimicFile:
+    """An HDF5 file of one task's demonstrations; ``with RobomimicFile(path) as file: ...``.
+
+    Args:
+        path: the file.
+        task: which task it must hold; None: whichever it says.
+        cameras: None: state policies (``object`` observed); else the cameras whose images are wanted (``object`` left
+            out, as in the published image policies), or empty: the published ones of the task.
+
+    ``task``, ``meta`` (``env_args``, checked), ``cameras`` and ``obs_keys`` (key -> columns) say what is in it.
+
+    Raises:
+        DatasetError: no HDF5, not robomimic's layout, or made in an environment other than the engine's. Here and in
+            every method the message names file, demonstration and key, what was expected and what was found.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], task: str | None = None, cameras: Sequence[str] | None = None
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self._file = _opened(self.path)
+        try:
+            if not isinstance(self._file.get("data"), h5py.Group):
+                raise DatasetError(f"{self.path}: no group 'data' in it; it has {_listed(self._file)}")
+            self._data = self._file["data"]
+            self.meta = self._checked_meta(task)
+            self.task = self.meta.task
+            facts = TASKS[self.task]
+            self.cameras = None if cameras is None else tuple(c.removesuffix(_IMAGE) for c in cameras) or facts.cameras
+            self.obs_keys = facts.obs_dims(use_object=cameras is None)
+            self.action_dim, self._signs = facts.action_dim, self.meta.object_signs()
+            self._names = self._sorted_names()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RobomimicFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._file.close()
+
+    def names(self, filter_key: str | None = None, max_episodes: int | None = None) -> list[str]:
+        """Demonstrations in numeric order: those of ``mask/<filter_key>`` (None: all), the first ``max_episodes``."""
+        names = self._names
+        if filter_key is not None:
+            masks = self._file.get("mask")
+            mask = masks.get(filter_key) if isinstance(masks, h5py.Group) else None
+            if not isinstance(mask, h5py.Dataset):
+                known = _listed(masks) if isinstance(masks, h5py.Group) else "no filter keys"
+                raise DatasetError(f"{self.path}: mask/{filter_key} is not in it; it has {known}")
+            wanted = {_text(entry) for entry in np.atleast_1d(self._array(mask, f"mask/{filter_key}")).ravel()}
+            absent = wanted - set(names)
+            if absent:
+                raise DatasetError(f"{self.path}: mask/{filter_key} names {min(absent)}, which is not in data")
+            names = [name for name in names if name in wanted]
+        if not names:
+            raise DatasetError(f"{self.path}: no demonstrations" + (f" in mask/{filter_key}" if filter_key else ""))
+        return names[:max_episodes]
+
+    def read(self, name: str) -> Demo:
+        """One demonstration without its images, checked."""
+        actions = self._numbers(name, "actions", (None, self.action_dim))
+        length = len(actions)
+        self._check_length(name, length)
+        outside = np.abs(actions) > 1.0 + RANGE_SLACK
+        if outside.any():
+            t, column = (int(i) for i in np.argwhere(outside)[0])
+            raise DatasetError(
+                f"{self._where(name, 'actions')}[{t}, {column}] is {actions[t, column]:g}; expected values in [-1, 1] "
+                "(deltas, not absolute poses)"
+            )
+        rewards = self._numbers(name, "rewards", (length,))
+        columns = [self._numbers(name, f"obs/{key}", (length, dim)) for key, dim in self.obs_keys.items()]
+        if "object" in self.obs_keys:
+            columns[-1] = columns[-1] * self._signs
+        for key in ("dones", "states"):
+            if key in self._group(name) and len(self._dataset(name, key)) != length:
+                raise DatasetError(
+                    f"{self._where(name, key)}: expected {length} rows like actions, found {len(self._group(name)[key])}"
+                )
+        return Demo(name, np.concatenate(columns, axis=1), actions, rewards)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the images, all cameras side by side along C; of the first demonstration."""
+        shapes = [self._image(self._names[0], camera).shape for camera in self.cameras or ()]
+        if not shapes:
+            raise DatasetError(f"{self.path}: no cameras were asked for")
+        return sum(s[3] for s in shapes), *shapes[0][1:3]
+
+    def frames(self, name: str, piece: int = PIECE) -> Iterator[np.ndarray]:
+        """Images of one demonstration, ``(n, C, H, W)`` uint8 with n at most ``piece``, so that memory stays small."""
+        expected = self.image_shape()
+        sources = [self._image(name, camera) for camera in self.cameras or ()]
+        length = len(self._dataset(name, "actions"))
+        for camera, source in zip(self.cameras or (), sources):
+            if len(source) != length or source.shape[1:3] != expected[1:]:
+                raise DatasetError(
+                    f"{self._where(name, f'obs/{camera}{_IMAGE}')}: expected shape {(length, *expected[1:], 3)}, "
+                    f"found {source.shape}"
+                )
+        for start in range(0, length, piece):
+            rows = slice(start, start + piece)
+            parts = [
+                self._array(source, self._where(name, f"obs/{camera}{_IMAGE}"), rows)
+                for camera, source in zip(self.cameras or (), sources)
+            ]
+            yield np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2))
+
+    def physics(self, name: str) -> tuple[np.ndarray, str | None]:
+        """MuJoCo's states ``(T, 1 + nq + nv)`` (time, qpos, qvel before each action), and the episode's MJCF if kept."""
+        states = self._numbers(name, "states", (len(self._dataset(name, "actions")), None))
+        model = self._group(name).attrs.get("model_file")
+        return states, None if model is None else _text(model)
+
+    # ------------------------------------------------------------------------------------------------- checks
+
+    def _checked_meta(self, task: str | None) -> EnvMeta:
+        env_args = self._data.attrs.get("env_args")
+        if env_args is None:
+            raise DatasetError(
+                f"{self.path}: data has no attribute env_args; it has {_listed(self._data.attrs)}. Robosuite's own "
+                "recordings become robomimic's with its convert_robosuite.py"
+            )
+        try:
+            return check_env_args(_text(env_args), f"{self.path}: env_args", task)
+        except EnvError as error:
+            raise DatasetError(str(error)) from error
+
+    def _sorted_names(self) -> list[str]:
+        wrong = [name for name in self._data if not name.removeprefix("demo_").isdecimal()]
+        if wrong:
+            raise DatasetError(f"{self.path}: data/{wrong[0]}: expected demonstrations called demo_<number>")
+        names = sorted(self._data, key=lambda name: int(name.removeprefix("demo_")))
+        total = self._data.attrs.get("total")
+        if total is not None:
+            found = sum(len(self._dataset(name, "actions")) for name in names)
+            if int(total) != found:
+                raise DatasetError(f"{self.path}: data's attribute total is {total}, but the actions are {found} rows")
+        return names
+
+    def _check_length(self, name: str, length: int) -> None:
+        declared = self._group(name).attrs.get("num_samples", length)
+        if length < 1 or int(declared) != length:
+            raise DatasetError(
+                f"{self._where(name, 'actions')}: expected {declared} rows as attribute num_samples says (at least 1), "
+                f"found {length}"
+            )
+
+    def _where(self, name: str, key: str) -> str:
+        return f"{self.path}: data/{name}/{key}"
+
+    def _group(self, name: str) -> h5py.Group:
+        group = self._data.get(name)
+        if not isinstance(group, h5py.Group):
+            raise DatasetError(f"{self.path}: data/{name}: expected a group, found {group!r}")
+        return group
+
+    def _dataset(self, name: str, key: str) -> h5py.Dataset:
+        group = self._group(name)
+        folder, _, leaf = key.rpartition("/")
+        if folder and not isinstance(group.get(folder), h5py.Group):
+            raise DatasetError(f"{self._where(name, folder)} is missing (it has {_listed(group)}): {_RAW}")
+        parent = group[folder] if folder else group
+        for other in OTHER_NAMES.get(leaf, (leaf,)):
+            if isinstance(parent.get(other), h5py.Dataset):
+                if not parent[other].shape:
+                    break
+                return parent[other]
+        hint = f". {_RAW}" if leaf.endswith(_IMAGE) else ""
+        raise DatasetError(
+            f"{self._where(name, key)} is missing; {folder or 'the demonstration'} has {_listed(parent)}{hint}"
+        )
+
+    def _image(self, name: str, camera: str) -> h5py.Dataset:
+        source = self._dataset(name, f"obs/{camera}{_IMAGE}")
+        if source.ndim != 4 or source.shape[3] != 3 or source.dtype != np.uint8:
+            raise DatasetError(
+                f"{self._where(name, f'obs/{camera}{_IMAGE}')}: expected (T, H, W, 3) uint8, found {source.shape} "
+                f"{source.dtype}"
+            )
+        return source
+
+    def _numbers(self, name: str, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """The dataset as float64, of ``shape`` (None: any length) and finite."""
+        source, where = self._dataset(name, key), self._where(name, key)
+        fits = source.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, source.shape))
+        if not fits or source.dtype.kind not in "fiub":
+            wanted = ", ".join("any" if n is None else str(n) for n in shape)
+            raise DatasetError(f"{where}: expected numbers of shape ({wanted}), found {source.shape} {source.dtype}")
+        array = np.asarray(self._array(source, where), np.float64)
+        if not np.isfinite(array).all():
+            index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+            raise DatasetError(f"{where}{index} is {array[tuple(index)]}; expected finite numbers")
+        return array
+
+    def _array(self, source: h5py.Dataset, where: str, rows: slice = slice(None)) -> np.ndarray:
+        try:
+            return source[rows] if source.shape else source[()]
+        except (OSError, RuntimeError, ValueError) as error:  # a compressed block that does not decompress
+            raise DatasetError(f"{where}: cannot be read ({error}); the file is damaged: download it again") from error
+
+
+def _opened(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; expected an HDF5 file of robomimic")
+    if not h5py.is_hdf5(path):
+        raise DatasetError(f"{path}: no HDF5 file (it does not begin like one). Download it again")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(f"{path}: damaged or cut short ({error}). Download it again") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)[:30]) or "nothing"
