@@ -1,0 +1,195 @@
+"""Every leaf of the Robomimic diffusion MLP policies against the published configuration of the same name, key by key.
+
+``published_robomimic.json`` holds the 51 published files (19 of DPPO, 32 of D2PPO), generated once. Whatever differs here
+stands in ``DIFFERENCES`` with its reason, and a difference that no longer exists must be taken out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from agent.config import register_resolvers
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = ("lift", "can", "square", "transport")
+ABSENT = "<absent>"  # ours has no such key
+register_resolvers()
+
+
+class Difference(NamedTuple):
+    """``rows`` (``repository/stage/task/config``, a pattern) differ in ``keys``: there we say ``ours``."""
+
+    rows: str
+    keys: str
+    ours: object
+    why: str
+
+
+DIFFERENCES = [
+    # ------------------------------------------------------------------------------------ one home, other names
+    Difference("*/pretrain/*", "_target_", "agent.pretrain.pretrain.PretrainAgent", "one supervised loop"),
+    Difference("*/finetune/*", "_target_", "agent.finetune.finetune.FinetuneAgent", "one fine-tuning loop"),
+    Difference("*/eval/*", "_target_", "agent.eval.eval_agent.EvalAgent", "one evaluation"),
+    Difference("*", "device", "auto", "no machine is assumed; D2PPO's files ask for cuda:1"),
+    Difference("*/pretrain/*", "train_dataset.device", "auto", "as device"),
+    Difference("*", "model.device", ABSENT, "a policy is moved, not built on a device"),
+    Difference("*", "base_policy_path", None, "the newest that fits; theirs are files of their authors"),
+    Difference("*", "model.network_path", ABSENT, "the agent loads base_policy_path"),
+    Difference("*/pretrain/*", "env", ABSENT, "named the file to download; env_name says it"),
+    Difference("d2ppo/pretrain/*dispersive", "wandb.run", "<now:%H-%M-%S>_{name}", "the name says dispersive"),
+    Difference("d2ppo/pretrain/*dispersive_img", "wandb.run", "<now:%H-%M-%S>_{name}", "the name says dispersive"),
+    Difference("*_img", "use_ddim", ABSENT, "model.use_ddim"),
+    Difference("*_img", "env.use_image_obs", ABSENT, "env.wrappers.robomimic_image says it"),
+    Difference("*/finetune/*_img", "train.logprob_batch_size", ABSENT, "changes nothing that is computed"),
+    Difference("*/finetune/*_img", "model.eta.*_dim", ABSENT, "EtaFixed knows of no observation"),
+    Difference("*/finetune/*_img", "model.eta.mlp_dims", ABSENT, "EtaFixed has no network"),
+    # ------------------------------------------------------------- evaluation: the policy comes from its checkpoint
+    Difference("*/eval/*_img", "ddim_steps", ABSENT, "model.ddim_steps"),
+    Difference("*/eval/*", "n_steps", ABSENT, "n_episodes whole episodes on recorded seeds"),
+    Difference("d2ppo/eval/*", "target_episodes", ABSENT, "n_episodes"),
+    Difference("d2ppo/eval/*", "*ft_denoising_steps", ABSENT, "the checkpoint says it; theirs says 0"),
+    Difference("d2ppo/eval/*", "model._target_", "model.diffusion.diffusion.DiffusionModel", "no such module there"),
+    Difference("*/eval/*_img", "model.network.augment", True, "of the pre-training leaf; never applied in evaluation"),
+    Difference("d2ppo/eval/*_img", "env.n_envs", 50, "as DPPO; the result does not depend on it"),
+    Difference("d2ppo/eval/*_img", "env.save_video", False, "as DPPO: only when asked"),
+    Difference("d2ppo/eval/*_img", "render_num", 0, "as DPPO: only when asked"),
+    # ------------------------------------------------------------------------------- defects of the published files
+    *(
+        Difference("d2ppo/pretrain/lift/pre_diffusion_mlp_dispersive", key, 19, "22 does not fit the data")
+        for key in ("obs_dim", "model.obs_dim", "model.network.cond_dim")
+    ),
+    *(
+        Difference("dppo/eval/square/eval_diffusion_mlp", key, 4, "chunks of one action do not fit the checkpoint")
+        for key in ("horizon_steps", "act_steps", "env.wrappers.multi_step.n_action_steps", "model.*horizon_steps")
+    ),
+    Difference("dppo/eval/square/eval_diffusion_mlp", "name", "square_eval_diffusion_mlp_ta4_td20", "as above"),
+    Difference(
+        "dppo/eval/square/eval_diffusion_mlp",
+        "logdir",
+        "$LOG/robomimic-eval/square_eval_diffusion_mlp_ta4_td20/<now:%Y-%m-%d>_<now:%H-%M-%S>_42",
+        "as above",
+    ),
+    Difference("*/pretrain/transport/*_img", "*shape_meta.obs.rgb.shape", [6, 96, 96], "two cameras; never read"),
+    Difference("*/pretrain/transport/*_img", "model.network.backbone.obs_shape", [6, 96, 96], "as above"),
+    Difference(
+        "*/pretrain/transport/pre_diffusion_mlp_img", "shape_meta.obs.state.shape", [18], "two arms; never read"
+    ),
+    Difference("*/pretrain/transport/pre_diffusion_mlp_img", "shape_meta.action.shape", [14], "two arms; never read"),
+    # -------------------------------------------------------------------------------- D2PPO against DPPO, confounded
+    Difference("d2ppo/pretrain/lift/*_dispersive_img", "train.n_epochs", 2500, "as long as without the loss"),
+    Difference("d2ppo/pretrain/square/*_dispersive_img", "train.n_epochs", 4000, "as long as without the loss"),
+    Difference("d2ppo/finetune/transport/*_img", "env.n_envs", 50, "as DPPO"),
+]
+
+
+def published() -> dict[str, dict[str, object]]:
+    """``repository/stage/task/config`` to the flat published configuration."""
+    data = json.loads((Path(__file__).with_name("published_robomimic.json")).read_text())["rows"]
+    found = {}
+    for name, rows in data.items():
+        stage, config = name.split("/")
+        for row, own in rows.items():
+            if row == "all":
+                continue
+            repo, task = row.split("/")
+            flat = {**rows["all"], **rows.get(own.get("like"), {}), **own}
+            flat.pop("like", None)
+            found[f"{repo}/{stage}/{task}/{config}"] = {k: v for k, v in flat.items() if v != ABSENT}
+    return found
+
+
+PUBLISHED = published()
+
+
+@functools.cache
+def ours(leaf: str) -> dict[str, object]:
+    """The composed leaf, flat; of an evaluation, with the model of the pre-trained policy that it evaluates."""
+    suite, stage, task, config = leaf.split("/")
+    with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+        cfg = compose(leaf, overrides=["log_root='$LOG'", "data_root='$DATA'", "wandb.entity='$WANDB'"])
+    flat = flatten(OmegaConf.to_container(cfg, resolve=True))
+    if stage == "eval":
+        trained = ours(f"{suite}/pretrain/{task}/{config.replace('eval', 'pre')}")
+        flat = {key: value for key, value in trained.items() if key.startswith("model.")} | flat
+    return flat
+
+
+def flatten(node: object, path: str = "") -> dict[str, object]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()}
+
+
+def timeless(value: object) -> object:
+    """The clock's own digits, as the published placeholders."""
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", "<now:%Y-%m-%d>_<now:%H-%M-%S>", value)
+    return re.sub(r"^\d\d-\d\d-\d\d_", "<now:%H-%M-%S>_", value)
+
+
+def intended(row: str, key: str) -> Difference | None:
+    return next((d for d in DIFFERENCES if fnmatch(row, d.rows) and fnmatch(key, d.keys)), None)
+
+
+@pytest.mark.parametrize("row", sorted(PUBLISHED))
+def test_leaf_says_what_was_published(row):
+    _, stage, task, config = row.split("/")
+    mine, wrong = ours(f"robomimic/{stage}/{task}/{config}"), []
+    for key, theirs in PUBLISHED[row].items():
+        difference, found = intended(row, key), timeless(mine.get(key, ABSENT))
+        expected = difference.ours if difference else theirs
+        if isinstance(expected, str):
+            expected = expected.format(name=mine["name"])
+        if found != expected:
+            wrong.append(f"{key}: published {theirs!r}, expected {expected!r}, found {found!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_intended_difference_still_is_one():
+    idle = []
+    for difference in DIFFERENCES:
+        rows = [row for row in PUBLISHED if fnmatch(row, difference.rows)]
+        pairs = [(row, key) for row in rows for key in PUBLISHED[row] if intended(row, key) is difference]
+        if not any(PUBLISHED[row][key] != difference.ours for row, key in pairs):
+            idle.append(difference)
+    assert not idle, "\n".join(map(str, idle))
+
+
+def test_every_task_has_every_configuration():
+    names = {
+        "pretrain": [f"pre_diffusion_mlp{kind}{obs}" for kind in ("", "_dispersive") for obs in ("", "_img")],
+        "finetune": ["ft_ppo_diffusion_mlp", "ft_ppo_diffusion_mlp_img"],
+        "eval": ["eval_diffusion_mlp", "eval_diffusion_mlp_img"],
+    }
+    wanted = {f"{stage}/{task}/{name}" for stage, leaves in names.items() for task in TASKS for name in leaves}
+    assert wanted == {row.split("/", 1)[1] for row in PUBLISHED}
+    missing = [leaf for leaf in sorted(wanted) if not (ROOT / "cfg" / "robomimic" / f"{leaf}.yaml").is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("obs", ["", "_img"])
+def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
+    plain, dispersive = (
+        ours(f"robomimic/pretrain/{task}/pre_diffusion_mlp{kind}{obs}") for kind in ("", "_dispersive")
+    )
+    differ = {
+        key for key in plain.keys() | dispersive.keys() if timeless(plain.get(key)) != timeless(dispersive.get(key))
+    }
+    assert "model.use_dispersive_loss" in differ
+    assert not {key for key in differ if "dispersive_loss" not in key} - {
+        "name",
+        "logdir",
+        "wandb.run",
+        "wandb.project",
+    }
