@@ -15,7 +15,9 @@ Letters, here and everywhere in the project:
 ====== =========================================================================
 
 Observations are a mapping: ``{"state": (B, To, Do) float32}`` and, for image policies, also
-``{"rgb": (B, To, C, H, W) uint8}``. Whether a policy sees images is a matter of keys, not of classes.
+``{"rgb": (B, To, C, H, W) uint8}`` (``C``: three channels of the first camera, three of the second, ...). Whether a policy
+sees images is a matter of keys, not of classes. A network that sees has ``encode``: ``"rgb"`` becomes ``"features" (B, F)``,
+once per observation, and everything after it works on that.
 """
 
 from __future__ import annotations

@@ -1,12 +1,74 @@
-"""Small helpers around ``nn.Module`` that know nothing of diffusion."""
+"""Small modules, and helpers around ``nn.Module``, that know nothing of diffusion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from model.types import StateDictError
+
+
+class SpatialEmb(nn.Module):
+    """Tokens and proprioception to one vector: where in the image each of ``D`` token channels responds, given the state.
+
+    Every channel's ``N`` responses, with the state appended, go through one linear layer (``input_proj``); the channels
+    are summed, weighted by ``weight (1, D, E)``. Parameters as published.
+
+    Args:
+        num_patch: ``N``. patch_dim: ``D``. prop_dim: ``P``, width of the state. proj_dim: ``E``, width of the result.
+        dropout: of the result.
+    """
+
+    def __init__(self, num_patch: int, patch_dim: int, prop_dim: int, proj_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_patch, self.prop_dim = num_patch, prop_dim
+        self.input_proj = nn.Sequential(nn.Linear(num_patch + prop_dim, proj_dim), nn.LayerNorm(proj_dim), nn.ReLU())
+        self.weight = nn.Parameter(torch.randn(1, patch_dim, proj_dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, state: Tensor) -> Tensor:
+        """``tokens (B, N, D)``, ``state (B, P)`` to ``(B, E)``."""
+        # The state is the same for all D channels: its part of the linear layer is computed once, not D times.
+        linear, norm, relu = self.input_proj
+        by_token, by_state = linear.weight.split([self.num_patch, self.prop_dim], dim=1)
+        z = tokens.transpose(1, 2) @ by_token.t() + (state @ by_state.t() + linear.bias)[:, None]
+        return self.dropout((self.weight * relu(norm(z))).sum(dim=1))
+
+
+class RandomShiftsAug(nn.Module):
+    """Random shifts of up to ``pad`` whole pixels per axis (DrQ-v2, arXiv:2107.09645); the border is repeated.
+
+    Every row of the batch draws one shift; all its cameras, time steps and channels move together. Any image size, any
+    type (uint8 stays uint8).
+    """
+
+    def __init__(self, pad: int = 4) -> None:
+        super().__init__()
+        if pad < 0:
+            raise ValueError(f"pad: expected at least 0 pixels, found {pad}")
+        self.pad = pad
+
+    def draw(self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """Shifts ``(n, 2)`` int64, down and right, uniform in ``-pad .. pad``; drawn where ``generator`` lives."""
+        source = device if generator is None else generator.device
+        return torch.randint(-self.pad, self.pad + 1, (n, 2), generator=generator, device=source).to(device)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``images (B, ..., H, W)``, each row shifted by a draw of its own."""
+        return shift_images(images, self.draw(len(images), generator, images.device))
+
+
+def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
+    """Move the content of ``images (B, ..., H, W)`` by whole pixels, ``shifts (B, 2)`` down and right; the border
+    is repeated."""
+    h, w = images.shape[-2:]
+    rows = (torch.arange(h, device=images.device) - shifts[:, :1]).clamp(0, h - 1)
+    columns = (torch.arange(w, device=images.device) - shifts[:, 1:]).clamp(0, w - 1)
+    source = (rows[:, :, None] * w + columns[:, None]).flatten(1)  # (B, H * W)
+    flat = images.reshape(len(images), -1, h * w)
+    return flat.gather(2, source[:, None].expand(-1, flat.shape[1], -1)).view(images.shape)
 
 
 def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:

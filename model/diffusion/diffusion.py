@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from model.common.dispersive_loss import DispersiveLoss, feature_diagnostics, record_outputs
+from model.common.vision import encode_obs
 from model.diffusion.process import DiffusionProcess, tabulate_time
 from model.types import Batch, Losses, Obs, Sample, ShapeError
 
@@ -88,7 +89,8 @@ class DiffusionModel(DiffusionProcess):
 
         Args:
             batch: actions ``(B, Ta, Da)`` in [-1, 1] and the observations they answer to.
-            generator: draws the diffusion steps and the noise.
+            generator: draws the diffusion steps, the noise and, in training mode, the shifts of images (if the
+                network's ``augment`` asks for them).
 
         Raises:
             ShapeError: the actions are not ``(B, Ta, Da)``.
@@ -134,8 +136,11 @@ class DiffusionModel(DiffusionProcess):
         t = torch.randint(self.denoising_steps, (x0.shape[0],), generator=generator, device=device).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
         x = self.schedule.q_sample(x0, t, noise)
+        cond = batch.conditions
+        if self.training and getattr(self.network, "augment", False):
+            cond = self.network.augmented(cond, generator)
         with record_outputs(self.dispersive.modules(self.network) if self.dispersive is not None else []) as features:
-            prediction = self.network(x, t, batch.conditions)
+            prediction = self.network(x, t, cond)
         return prediction, noise if self.predict_epsilon else x0, features
 
     @torch.no_grad()
@@ -149,12 +154,13 @@ class DiffusionModel(DiffusionProcess):
         """Denoise one action chunk per row; no chain.
 
         Args:
-            obs: ``{"state": (B, To, Do)}``.
+            obs: ``{"state": (B, To, Do)[, "rgb": (B, To, C, H, W)]}``; images are encoded once.
             deterministic: DDPM deviation at least 1e-3 before the last step and 0 there; else the posterior's own. DDIM
                 adds no noise in either case (``eta = 0``).
             noise: ``(B, *noise_shape)`` standard normal numbers, the start first; None draws them from ``generator``.
         """
         x, step_noise = self.prepare_noise(obs, noise, generator)
+        obs = encode_obs(self.network, obs)
         for i in range(self.n_steps):
             mean, std = self.step_mean_std(self.network, x, i, obs)
             if deterministic:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from model.common.modules import strict_load
+from model.common.vision import encode_obs
 from model.diffusion.eta import EtaFixed
 from model.diffusion.process import DiffusionProcess, tabulate_time
 from model.types import Obs, Sample, StateDictError
@@ -178,7 +179,7 @@ class PPODiffusion(DiffusionProcess):
         """Denoise one action chunk per row: base weights down to the last ``K`` steps, tuned weights from there.
 
         Args:
-            obs: ``{"state": (B, To, Do)}``.
+            obs: ``{"state": (B, To, Do)[, "rgb": (B, To, C, H, W)]}``; base and tuned copy encode images once each.
             deterministic: evaluate (DDPM deviation at least 1e-3 and 0 at the end; DDIM without noise) instead of
                 explore.
             noise: ``(B, *noise_shape)`` standard normal numbers, the start first; None draws them from ``generator``.
@@ -188,10 +189,13 @@ class PPODiffusion(DiffusionProcess):
         x, step_noise = self.prepare_noise(obs, noise, generator)
         eta = None if deterministic or not self.use_ddim else self.eta(obs)
         n_base = self.n_steps - self.ft_denoising_steps
+        network, seen = self.network, encode_obs(self.network, obs) if n_base > 0 else obs
         chain, log_probs = [], []
         for i in range(self.n_steps):
             tuned = i >= n_base
-            mean, std = self.step_mean_std(self.actor_ft if tuned else self.network, x, i, obs, eta)
+            if i == n_base:
+                network, seen = self.actor_ft, self.encode(obs)
+            mean, std = self.step_mean_std(network, x, i, seen, eta)
             noise_std = self.eval_std(std, i) if deterministic else std.clamp(min=self.min_sampling_denoising_std)
             if i == n_base:
                 chain.append(x)
@@ -204,11 +208,18 @@ class PPODiffusion(DiffusionProcess):
             return Sample(x)
         return Sample(x, torch.stack(chain, dim=1), torch.stack(log_probs, dim=1) if log_probs else None)
 
+    def encode(self, obs: Obs) -> Obs:
+        """``obs`` as the tuned copy sees it, differentiable: images replaced by features; state alone stays as it is.
+
+        ``log_prob`` and ``chain_log_probs`` take either; who asks for several steps of one observation encodes it once.
+        """
+        return encode_obs(self.actor_ft, obs)
+
     def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor, reward_horizon: int | None = None) -> Tensor:
         """Log-probability of single chain steps under the tuned weights, differentiable in them (and in ``eta``).
 
         Args:
-            obs: rows match those of ``x``.
+            obs: rows match those of ``x``; encoded or not.
             x, x_next: ``(B, Ta, Da)``, ``chains[:, j]`` and ``chains[:, j + 1]``.
             step: ``(B,)`` int64, the position ``j`` in ``0 .. K - 1``, 0 the noisiest.
             reward_horizon: how many chunk steps count; None: the one given to the constructor.
@@ -224,6 +235,7 @@ class PPODiffusion(DiffusionProcess):
     def chain_log_probs(self, obs: Obs, chains: Tensor, reward_horizon: int | None = None) -> Tensor:
         """``log_prob`` of all ``K`` steps of ``chains (B, K + 1, Ta, Da)``, as ``(B, K)``."""
         k = self.ft_denoising_steps
+        obs = self.encode(obs)
         rows = {key: value.repeat_interleave(k, dim=0) for key, value in obs.items()}
         step = torch.arange(k, device=chains.device).repeat(chains.shape[0])
         x, x_next = chains[:, :-1].flatten(0, 1), chains[:, 1:].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The denoising network of the state policies: a perceptron over (noisy action chunk, diffusion step, observation).
+"""The denoising networks: a perceptron over (noisy action chunk, diffusion step, observation), with or without images.
 
 DPPO (arXiv:2409.00588), appendix; parameter names are the published ones.
 """
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from model.common.mlp import MLP, ResidualMLP, activation
+from model.common.vision import Vision
+from model.common.vit import VitEncoder
 from model.types import Obs
 
 
@@ -67,6 +69,35 @@ class DiffusionMLP(nn.Module):
         residual_style: bool = False,
     ) -> None:
         super().__init__()
+        self._assemble(
+            action_dim,
+            horizon_steps,
+            cond_dim,
+            0,
+            time_dim,
+            mlp_dims,
+            cond_mlp_dims,
+            activation_type,
+            out_activation_type,
+            use_layernorm,
+            residual_style,
+        )
+
+    def _assemble(
+        self,
+        action_dim: int,
+        horizon_steps: int,
+        cond_dim: int,
+        feature_dim: int,
+        time_dim: int,
+        mlp_dims: Sequence[int],
+        cond_mlp_dims: Sequence[int] | None,
+        activation_type: str,
+        out_activation_type: str,
+        use_layernorm: bool,
+        residual_style: bool,
+    ) -> None:
+        """Make the layers; ``feature_dim`` columns of something else stand before the observation."""
         self.action_dim = action_dim
         self.horizon_steps = horizon_steps
         self.time_embedding = nn.Sequential(
@@ -81,7 +112,7 @@ class DiffusionMLP(nn.Module):
             cond_dim = cond_mlp_dims[-1]
         flat = action_dim * horizon_steps
         self.mlp_mean = (ResidualMLP if residual_style else MLP)(
-            [flat + time_dim + cond_dim, *mlp_dims, flat],
+            [flat + time_dim + feature_dim + cond_dim, *mlp_dims, flat],
             activation_type=activation_type,
             out_activation_type=out_activation_type,
             use_layernorm=use_layernorm,
@@ -99,11 +130,77 @@ class DiffusionMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Obs) -> Tensor:
         """``x (B, Ta, Da)``, diffusion steps ``t (B,)`` int64 and ``cond["state"] (B, To, Do)`` to ``(B, Ta, Da)``."""
+        return self.mlp_mean(torch.cat([x.flatten(1), self._time(t), self._state(cond)], dim=-1)).view_as(x)
+
+    def _time(self, t: Tensor) -> Tensor:
         if self._steps is None:
-            time = self.time_embedding(t)
-        else:
-            time = F.embedding(t, self.time_embedding(self._steps))
+            return self.time_embedding(t)
+        return F.embedding(t, self.time_embedding(self._steps))
+
+    def _state(self, cond: Obs) -> Tensor:
         state = cond["state"].flatten(1)
-        if self.cond_mlp is not None:
-            state = self.cond_mlp(state)
-        return self.mlp_mean(torch.cat([x.flatten(1), time, state], dim=-1)).view_as(x)
+        return state if self.cond_mlp is None else self.cond_mlp(state)
+
+
+class VisionDiffusionMLP(Vision, DiffusionMLP):
+    """Predicts the noise (or the clean chunk) from ``[actions, time embedding, visual features, observation]``.
+
+    ``encode`` turns images into features, once per observation; ``forward`` takes either.
+
+    Args:
+        backbone: images to tokens, shared by all cameras.
+        action_dim: ``Da``. horizon_steps: ``Ta``. cond_dim: ``To * Do``.
+        img_cond_steps: the last so many images are looked at.
+        spatial_emb: width of each camera's spatial embedding; 0: one linear layer on all tokens instead.
+        visual_feature_dim: its width.
+        dropout: of the visual features.
+        num_img: cameras.
+        augment: shift the images at random in the supervised loss, while training (never anywhere else).
+
+    The others as in ``DiffusionMLP``.
+    """
+
+    def __init__(
+        self,
+        backbone: VitEncoder,
+        action_dim: int,
+        horizon_steps: int,
+        cond_dim: int,
+        img_cond_steps: int = 1,
+        time_dim: int = 16,
+        mlp_dims: Sequence[int] = (256, 256),
+        cond_mlp_dims: Sequence[int] | None = None,
+        activation_type: str = "Mish",
+        out_activation_type: str = "Identity",
+        use_layernorm: bool = False,
+        residual_style: bool = False,
+        spatial_emb: int = 0,
+        visual_feature_dim: int = 128,
+        dropout: float = 0.0,
+        num_img: int = 1,
+        augment: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        feature_dim = self._see(
+            backbone, cond_dim, img_cond_steps, num_img, spatial_emb, visual_feature_dim, dropout, augment
+        )
+        self._assemble(
+            action_dim,
+            horizon_steps,
+            cond_dim,
+            feature_dim,
+            time_dim,
+            mlp_dims,
+            cond_mlp_dims,
+            activation_type,
+            out_activation_type,
+            use_layernorm,
+            residual_style,
+        )
+
+    def forward(self, x: Tensor, t: Tensor, cond: Obs) -> Tensor:
+        """``x (B, Ta, Da)``, diffusion steps ``t (B,)`` int64, ``cond["state"] (B, To, Do)`` and ``cond["rgb"]
+        (B, To, C, H, W)`` or ``encode``'s ``cond["features"] (B, F)``, to ``(B, Ta, Da)``."""
+        cond = self.encode(cond)
+        inputs = [x.flatten(1), self._time(t), cond["features"], self._state(cond)]
+        return self.mlp_mean(torch.cat(inputs, dim=-1)).view_as(x)
