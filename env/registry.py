@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,14 +36,39 @@ TASKS: dict[str, Factory] = {
 }
 
 
-def _lift_expert(n: int, rng: np.random.Generator, noise: float) -> Any:
+@dataclass(frozen=True)
+class Expert:
+    """A task's scripted expert, and how its demonstrations are made unless asked otherwise."""
+
+    suite: str
+    make: Callable[..., Any]  # make(n, rng, noise, retry): ``retry`` says whether to try again after a miss
+    steps: int  # control steps of an episode
+    noise: float  # human-like clumsiness; 0 is perfect
+    until_success: bool = True  # try until it succeeds, and end there (otherwise: one try, all ``steps`` recorded)
+
+
+def _lift_expert(n: int, rng: np.random.Generator, noise: float, retry: bool = False) -> Any:
     from env.robomimic.lift_expert import LiftExpert
 
-    return LiftExpert(n, rng, noise=noise)
+    return LiftExpert(n, rng, noise=noise, retry=retry)
 
 
-EXPERTS: dict[str, tuple[str, Callable[..., Any]]] = {  # task -> its suite and ``make(n, rng, noise)``
-    "lift": ("robomimic", _lift_expert),
+def _can_expert(n: int, rng: np.random.Generator, noise: float, retry: bool = True) -> Any:
+    from env.robomimic.can_expert import CanExpert
+
+    return CanExpert(n, rng, noise=noise, retry=retry)
+
+
+def _square_expert(n: int, rng: np.random.Generator, noise: float, retry: bool = True) -> Any:
+    from env.robomimic.square_expert import SquareExpert
+
+    return SquareExpert(n, rng, noise=noise, retry=retry)
+
+
+EXPERTS: dict[str, Expert] = {
+    "lift": Expert("robomimic", _lift_expert, steps=100, noise=0.3, until_success=False),
+    "can": Expert("robomimic", _can_expert, steps=300, noise=1.0),
+    "square": Expert("robomimic", _square_expert, steps=400, noise=1.0),
 }
 
 

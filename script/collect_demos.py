@@ -1,11 +1,11 @@
 """Make demonstrations with a scripted expert: no download, a minute at most.
 
     python script/collect_demos.py --task lift
-    python script/collect_demos.py --task lift --episodes 300 --noise 0.3 --seed 0 --out data
+    python script/collect_demos.py --task can --episodes 300 --noise 1.0 --seed 0 --out data
 
-Writes <out>/<suite>/<task>/train.npz and normalization.npz, the files that pre-training reads. Only episodes that end in success are
-kept; the expert's own success rate is printed. These demonstrations are scripted: they are not the papers' data, and results from them are
-not the papers' results.
+Writes <out>/<suite>/<task>/train.npz and normalization.npz, the files that pre-training reads. Only successes are kept; the expert's own
+success rate is printed. A demonstration ends some steps after its first success (of lift only with --until-success: by default all of an
+episode is kept). These demonstrations are scripted: they are not the papers' data, and results from them are not the papers' results.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from env.normalizer import Normalizer  # noqa: E402
 from env.registry import EXPERTS, make_vector_env  # noqa: E402
 
 FIRST_SEED = 5_000_000  # apart from the seeds of evaluation (1 and 2 million) and from training's hashed ones
+AFTER_SUCCESS = 5, 10  # control steps that a demonstration goes on after its success, at least and at most
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,9 +39,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, choices=sorted(EXPERTS), help="which task's expert")
     parser.add_argument("--episodes", type=int, default=300, help="demonstrations to keep (default 300)")
-    parser.add_argument("--steps", type=int, default=100, help="control steps per demonstration (default 100)")
+    parser.add_argument("--steps", type=int, help=f"control steps an episode may take (default {_defaults('steps')})")
     parser.add_argument(
-        "--noise", type=float, default=0.3, help="how clumsy the expert is: 0 perfect, 0.3 human-like (default)"
+        "--noise", type=float, help=f"how clumsy the expert is: 0 perfect; default, human-like: {_defaults('noise')}"
+    )
+    parser.add_argument(
+        "--until-success",
+        action=argparse.BooleanOptionalAction,
+        help="try again after a miss, and end a demonstration 5 to 10 steps after its first success; with --no-..., one try, and "
+        f"all --steps are kept if it has succeeded at the end (default {_defaults('until_success')})",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other demonstrations (default 0)")
     parser.add_argument(
@@ -50,7 +57,47 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--out", default=os.environ.get("DPPO_DATA_DIR", "data"), help="data folder (default $DPPO_DATA_DIR or data)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace demonstrations that are already there")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("steps", "noise", "until_success"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(EXPERTS[args.task], name))
+    return args
+
+
+def _defaults(name: str) -> str:
+    return ", ".join(f"{task} {getattr(expert, name)}" for task, expert in EXPERTS.items())
+
+
+class Takes:
+    """The episodes of ``n`` slots while they run, and those that ended, in the order of their seeds.
+
+    Which episodes are kept must not depend on how long they took; so one counts once all that began before it have ended.
+    """
+
+    def __init__(self, n: int, wanted: int) -> None:
+        self.wanted, self.kept, self.tried, self.won = wanted, [], 0, 0
+        self._running: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(n)]
+        self._ended: dict[int, list[tuple[np.ndarray, ...]] | None] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether enough successes are together."""
+        return len(self.kept) >= self.wanted
+
+    def add(self, slot: int, *moment: np.ndarray) -> None:
+        """One control step: state, action, reward."""
+        self._running[slot].append(moment)
+
+    def end(self, slot: int, number: int, success: bool) -> None:
+        """The slot's episode, the ``number``-th to begin, is over."""
+        self._ended[number] = self._running[slot] if success else None
+        self._running[slot] = []
+        while self.tried in self._ended:
+            take = self._ended.pop(self.tried)
+            self.tried += 1
+            if take is not None:
+                self.won += 1
+                self.kept.append(take)
 
 
 def collect(args: argparse.Namespace) -> dict[str, object]:
@@ -62,52 +109,58 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
     Raises:
         DatasetError: the expert succeeds so rarely that the demonstrations will not come together.
     """
-    suite, make_expert = EXPERTS[args.task]
-    n = min(args.n_envs, args.episodes)
+    entry, n = EXPERTS[args.task], min(args.n_envs, args.episodes)
     venv = make_vector_env(
-        {"name": args.task, "env_type": suite, "n_envs": n, "max_episode_steps": args.steps, "act_steps": 1}
+        {"name": args.task, "env_type": entry.suite, "n_envs": n, "max_episode_steps": args.steps, "act_steps": 1}
     )
     seeds = FIRST_SEED + np.random.SeedSequence(args.seed).generate_state(1)[0].astype(np.int64) * 1_000_000
     limit = 20 * args.episodes
     obs = venv.reset([int(seeds) + k for k in range(limit)])
-    expert = make_expert(n, np.random.default_rng((args.seed, 7)), noise=args.noise)
-    running: list[list[tuple[np.ndarray, np.ndarray, float]]] = [[] for _ in range(n)]
-    kept, tried, won = [], 0, 0
+    expert = entry.make(n, np.random.default_rng((args.seed, 7)), noise=args.noise, retry=args.until_success)
+    takes, rest = Takes(n, args.episodes), np.random.default_rng((args.seed, 8))
+    left = np.full(n, -1)  # control steps until a demonstration that has succeeded ends; -1: it has not
     bar = tqdm(total=args.episodes, desc=f"{args.task}: successful demonstrations", unit="demo")
-    while len(kept) < args.episodes:
+    while not takes.complete:
         state = obs["state"][:, -1].copy()
         action = expert.act(state).astype(np.float32)
         result = venv.step(action[:, None])
-        if not result.info["active"].any():
+        active, seed = result.info["active"], result.info["seed"]
+        if not active.any():
             raise DatasetError(
-                f"the expert solved only {won} of {tried} episodes (noise {args.noise}); a smaller --noise succeeds more often"
+                f"the expert solved only {takes.won} of {takes.tried} episodes (noise {args.noise}); a smaller --noise succeeds more often"
             )
-        for i in range(n):
-            running[i].append((state[i], action[i], float(result.reward[i])))
-        done = result.terminated | result.truncated
-        for i in np.flatnonzero(done):
-            tried += 1
-            if result.success[i] and not result.info["invalid"][i]:
-                won += 1
-                kept.append(running[i])
-                bar.update(len(kept) <= args.episodes)
-            running[i] = []
-        if done.any():
-            expert.reset_rows(done)
-        obs = result.obs
+        obs, solved = result.obs, result.success & ~result.info["invalid"]
+        over = result.terminated | result.truncated
+        good = solved | ((left >= 0) & ~result.info["invalid"]) if args.until_success else solved
+        left -= left > 0
+        first = solved & (left < 0) & args.until_success
+        left[first] = rest.integers(*AFTER_SUCCESS, first.sum(), endpoint=True)
+        enough = active & (left == 0) & ~over
+        for i in np.flatnonzero(active):
+            takes.add(i, state[i], action[i], result.reward[i])
+            if over[i] or enough[i]:
+                takes.end(i, int(seed[i] - seeds), bool(good[i]))
+        if enough.any():
+            obs = venv.skip(np.flatnonzero(enough))
+        if (over | enough).any():
+            expert.reset_rows(over | enough)
+            left[over | enough] = -1
+            bar.update(min(len(takes.kept), args.episodes) - bar.n)
     bar.close()
     venv.close()
-    kept = kept[: args.episodes]
+    kept = takes.kept[: args.episodes]
     states, actions, rewards = (
-        np.concatenate([np.stack([step[k] for step in demo]) for demo in kept]) for k in range(3)
+        np.concatenate([np.stack([moment[k] for moment in take]) for take in kept]) for k in range(3)
     )
-    lengths = np.array([len(demo) for demo in kept])
-    return {"states": states, "actions": actions, "rewards": rewards, "lengths": lengths, "tried": tried, "won": won}
+    lengths = np.array([len(take) for take in kept])
+    return {
+        "states": states, "actions": actions, "rewards": rewards, "lengths": lengths, "tried": takes.tried, "won": takes.won,
+    }  # fmt: skip
 
 
 def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
     """Normalise and save; returns the folder."""
-    folder = Path(args.out).expanduser() / EXPERTS[args.task][0] / args.task
+    folder = Path(args.out).expanduser() / EXPERTS[args.task].suite / args.task
     statistics = Normalizer.fit(demos["states"], demos["actions"])
     lengths, rewards = demos["lengths"], demos["rewards"]
     save_demos(
@@ -136,7 +189,7 @@ def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     args = parse(argv)
-    target = Path(args.out).expanduser() / EXPERTS[args.task][0] / args.task / "train.npz"
+    target = Path(args.out).expanduser() / EXPERTS[args.task].suite / args.task / "train.npz"
     try:
         if args.episodes < 1 or args.steps < 1 or args.n_envs < 1 or args.noise < 0:
             raise UsageError("--episodes, --steps and --n-envs must be at least 1, --noise at least 0")

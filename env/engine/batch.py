@@ -115,6 +115,13 @@ class EngineVectorEnv:
         success = ((done.bits & SOLVED) != 0) & ~invalid
         return StepResult(obs, reward, terminated, truncated, final_obs, success, info)
 
+    def skip(self, slots: Sequence[int]) -> NpObs:
+        """Leave the episodes of these slots where they are and begin their next ones; the new observations of all."""
+        if self._supply is None:
+            raise EnvError("call reset before skip")
+        self._begin_next(np.asarray(slots, np.int64))
+        return self._obs()
+
     def seeds(self) -> np.ndarray:
         """See ``VectorEnv.seeds``."""
         return self._seeds.copy()

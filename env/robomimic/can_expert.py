@@ -36,7 +36,8 @@ class _CanPlayer(Player):
                 return x, y, u(0.91, 0.99)
 
     def script(self, k: int) -> Script:
-        while True:
+        yield from self.attempt()
+        while self.retry:
             yield from self.attempt()
 
     def attempt(self) -> Script:

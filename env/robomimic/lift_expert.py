@@ -15,6 +15,7 @@ import numpy as np
 _ABOVE, _DOWN, _CLOSE, _LIFT = range(4)
 _TABLE_TO_LIFTED = 0.82  # m: a cube this high lies on the table
 _PATIENCE = 40  # control steps after which a reaching phase ends anyway
+_LIFTING = 15  # control steps of lifting after which the cube has left the table, or was missed
 _MEMORY = 0.7  # share of the disturbance kept from step to step
 _TURN_DISTURBANCE = 0.1  # rotation is disturbed this much less than translation
 
@@ -57,10 +58,13 @@ class LiftExpert:
         noise: largest disturbance, in units of the action; 0.3 loses a quarter of the episodes (keep only the
             successes), 0 none.
         sloppiness: scale of the aim's error (8 mm).
+        retry: go back above the cube, with a new style, when it was missed.
     """
 
-    def __init__(self, n: int, rng: np.random.Generator, noise: float = 0.3, sloppiness: float = 1.0) -> None:
-        self._rng, self._noise, self._sloppiness = rng, noise, sloppiness
+    def __init__(
+        self, n: int, rng: np.random.Generator, noise: float = 0.3, sloppiness: float = 1.0, retry: bool = False
+    ) -> None:
+        self._rng, self._noise, self._sloppiness, self._retry = rng, noise, sloppiness, retry
         self._phase, self._count = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self._drift = np.zeros((n, 6))
         self._style = _draw_style(n, rng, noise, sloppiness)
@@ -75,6 +79,10 @@ class LiftExpert:
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Actions (n, 7) in [-1, 1] for observations (n, 19) in Lift's default order; advances the phases."""
         obs, style = np.asarray(obs, np.float64), self._style
+        if self._retry:
+            missed = (self._phase == _LIFT) & (self._count > _LIFTING) & (obs[:, 11] < _TABLE_TO_LIFTED + 0.02)
+            if missed.any():
+                self.reset_rows(missed)
         reaching, closing, lifting = self._phase <= _DOWN, self._phase == _CLOSE, self._phase == _LIFT
         target = -obs[:, 16:19]
         target[:, :2] += style.offset

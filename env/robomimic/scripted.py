@@ -229,8 +229,8 @@ class Player:
 
     bases: ClassVar[tuple[tuple[float, float], ...]]
 
-    def __init__(self, rng: random.Random, noise: float, row: list[float]) -> None:
-        self.rng, self.row = rng, row
+    def __init__(self, rng: random.Random, noise: float, retry: bool, row: list[float]) -> None:
+        self.rng, self.retry, self.row = rng, retry, row
         style = Style.draw(rng, noise)
         self.arms = [Arm(rng, style, base, ARM_OBS * k, row) for k, base in enumerate(self.bases)]
         self._scripts = [self.script(k) for k in range(len(self.arms))]
@@ -261,13 +261,14 @@ class ScriptedExpert:
         n: slots.
         rng: source of every episode's own generator.
         noise: scale of all that is clumsy (disturbed motion, hesitations, misses): 0 none, 1 human-like.
+        retry: try again after a miss, as long as the episode lasts.
     """
 
     player: ClassVar[type[Player]]
     obs_dim: ClassVar[int]
 
-    def __init__(self, n: int, rng: np.random.Generator, noise: float = 1.0) -> None:
-        self._rng, self._noise = rng, noise
+    def __init__(self, n: int, rng: np.random.Generator, noise: float = 1.0, retry: bool = True) -> None:
+        self._rng, self._noise, self._retry = rng, noise, retry
         self._players: list[Player | None] = [None] * n
 
     def reset_rows(self, mask: np.ndarray) -> None:
@@ -287,6 +288,6 @@ class ScriptedExpert:
             player = self._players[i]
             if player is None:
                 episode = random.Random(int(self._rng.integers(2**63)))
-                player = self._players[i] = self.player(episode, self._noise, row)
+                player = self._players[i] = self.player(episode, self._noise, self._retry, row)
             actions.append(player.act(row))
         return np.array(actions)

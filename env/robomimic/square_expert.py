@@ -74,7 +74,8 @@ class _SquarePlayer(Player):
     def script(self, k: int) -> Script:
         self.arms[0].reach = 0.80  # keeps the nut level
         yield from self.arms[0].wait(3)  # the nut settles
-        while True:
+        yield from self.attempt()
+        while self.retry:
             yield from self.attempt()
 
     def attempt(self) -> Script:
