@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,26 @@ Factory = Callable[[Mapping[str, Any]], VectorEnv]
 
 
 @functools.cache
-def _lift_family() -> Any:
-    """Built once per process (2 s): training and evaluation share it, each simulation has a model of its own."""
-    from env.robomimic.lift import Lift
-
-    return Lift()
-
-
-def _lift(cfg: Mapping[str, Any]) -> VectorEnv:
-    return _engine_env(_lift_family(), cfg, wrapper="robomimic_lowdim")
+def family(name: str) -> Any:
+    """The robomimic task of that name, built once per process (2 s): training and evaluation share it."""
+    module, kind = ROBOMIMIC[name]
+    return getattr(importlib.import_module(module), kind)()
 
 
-TASKS: dict[str, Factory] = {
-    "lift": _lift,
+def _robomimic(name: str) -> Factory:
+    def make(cfg: Mapping[str, Any]) -> VectorEnv:
+        return _engine_env(family(name), cfg, wrapper="robomimic_lowdim")
+
+    return make
+
+
+ROBOMIMIC = {  # name -> where its family is
+    "lift": ("env.robomimic.lift", "Lift"),
+    "can": ("env.robomimic.can", "Can"),
+    "square": ("env.robomimic.square", "Square"),
+    "transport": ("env.robomimic.transport", "Transport"),
 }
+TASKS: dict[str, Factory] = {name: _robomimic(name) for name in ROBOMIMIC}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ thresholds).
 from __future__ import annotations
 
 import contextlib
-import ctypes  # noqa: F401  (Numba resolves external symbols only once ctypes is loaded)
+import ctypes  # (also: Numba resolves external symbols only once it is loaded)
+import functools
 import glob
 import hashlib
 import logging
@@ -112,10 +113,12 @@ mj_jac_site = _symbol("mj_jacSite", _address, _address, _address, _address, _int
 
 HANDLES = (
     "model", "data", "qpos", "qvel", "ctrl", "qfrc_bias", "qM", "site_xpos", "site_xmat", "xpos", "xquat",
-    "actuator_ctrlrange", "warning",
+    "actuator_ctrlrange", "warning", "geom_xpos", "ncon", "contact_geoms",
 )  # fmt: skip
 N_HANDLES = len(HANDLES)
-MODEL, DATA, QPOS, QVEL, CTRL, QFRC_BIAS, QM, SITE_XPOS, SITE_XMAT, XPOS, XQUAT, CTRLRANGE, WARNING = range(N_HANDLES)
+MODEL, DATA, QPOS, QVEL, CTRL, QFRC_BIAS, QM, SITE_XPOS, SITE_XMAT, XPOS, XQUAT, CTRLRANGE, WARNING, GEOM_XPOS, NCON, CONTACT_GEOMS = (
+    range(N_HANDLES)
+)  # fmt: skip
 N_WARNINGS = int(mujoco.mjtWarning.mjNWARNING)
 SOLVED, TERMINATED, UNSTABLE = 1, 2, 4  # bits of a control step's and a chunk's outcome
 
@@ -130,8 +133,44 @@ def handles_of(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
             f"mujoco {mujoco.__version__} lays out its warning counters differently: expected a stride of 8 bytes, "
             f"found {counters.strides}. Run: pip install 'mujoco>=3.3,<3.10'"
         )
-    special = {"model": model._address, "data": data._address, "warning": counters.ctypes.data}
+    special = {
+        "model": model._address,
+        "data": data._address,
+        "warning": counters.ctypes.data,
+        "ncon": data._address + _ncon_offset(),
+        "contact_geoms": data.contact.geom.__array_interface__["data"][0],
+    }
     return np.array([special[n] if n in special else _array_of(model, data, n).ctypes.data for n in HANDLES], np.int64)
+
+
+@functools.cache
+def _ncon_offset() -> int:
+    """Bytes from the start of ``mjData`` to its number of contacts, which the bindings give by value only: found by
+    watching a scene whose number of contacts is known.
+
+    Raises ``MissingSimulatorError`` where no integer, or more than one, behaves like it.
+    """
+    ball = "<geom size='.1'/><geom size='.1' pos='.3 0 0'/>"  # two: so that contacts are not as many as islands
+    bodies = "".join(f"<body pos='{i} 0 1'><freejoint/>{ball}</body>" for i in range(7))
+    xml = f"<mujoco><worldbody><geom type='plane' size='9 9 1'/>{bodies}</worldbody></mujoco>"
+    model = mujoco.MjModel.from_xml_string(xml)
+    data = mujoco.MjData(model)
+    first, last = data.warning.number.ctypes.data - 4, data.energy.ctypes.data  # the counters lie between these two
+    words = (ctypes.c_int32 * max(0, (last - first) // 4)).from_address(first)
+    candidates = set(range(len(words)))
+    for touching in (3, 1, 5, 7, 2, 6, 0, 4):  # up and down, without a reset: not the largest number so far
+        data.qpos[2::7] = np.where(np.arange(7) < touching, 0.05, 1.0)
+        mujoco.mj_forward(model, data)
+        candidates = {i for i in candidates if words[i] == 2 * touching == data.ncon}
+    if len(candidates) != 1:
+        raise MissingSimulatorError(
+            f"mujoco {mujoco.__version__} lays out its data differently: {len(candidates)} integers count contacts, "
+            "expected one. Run: pip install 'mujoco>=3.3,<3.10'"
+        )
+    return first + 4 * candidates.pop() - data._address
+
+
+CONTACT_STRIDE = int(mujoco.MjData(mujoco.MjModel.from_xml_string("<mujoco/>")).contact.geom.strides[0])  # bytes
 
 
 def _array_of(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> np.ndarray:

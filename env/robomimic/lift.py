@@ -23,14 +23,13 @@ import numpy as np
 
 from env.engine import osc
 from env.engine.library import N_HANDLES, SOLVED, XPOS, control_kernel, floats, integers, observe_kernel
-from env.robomimic import suite
+from env.robomimic.task import SuiteTask, arm_layout
 
 N_OBS, N_MEMORY = 19, osc.memory_size(1)
 CUBE, N_IDS = osc.first_task_id(1), osc.first_task_id(1) + 1
 HEIGHT, N_FACTS = osc.N_ARM_FACTS, osc.N_ARM_FACTS + 1
 SUCCESS_MARGIN = 0.04  # m above the table top: robosuite's Lift._check_success
 DENSITY = 1000.0  # kg/m^3: MuJoCo's default; robosuite gives the cube none of its own
-_SIZE, _JOINTS, _POSITION, _YAW = slice(0, 3), slice(3, 10), slice(10, 12), 12  # parts of a start
 
 
 @control_kernel(__file__)
@@ -54,55 +53,37 @@ def _observe(handles, memory, ids, facts, obs):
         out[16 + r] = out[r] - cube[r]  # robosuite 1.4's sign
 
 
-class Lift:
-    """The task as an ``env.engine.family.Family``. Builds robosuite's Lift once, for its facts (about 2 s).
+class Lift(SuiteTask):
+    """The task; see the module docstring and ``SuiteTask``."""
 
-    Args:
-        suite_env: an existing robosuite Lift to take the facts from (world-frame OSC, as ``suite.make_suite_env``
-            makes it).
-
-    Raises:
-        MissingSimulatorError: robosuite or mujoco are absent or of the wrong version.
-    """
-
-    name, action_dim, memory_size, own_models = "lift", 7, N_MEMORY, True
+    name, action_dim, memory_size = "lift", 7, N_MEMORY
+    suite_task, objects = "Lift", ("cube",)
+    n_extra, own_models = 3, True  # the cube's half-sizes (m)
     control_kernel, observe_kernel = _control, _observe
-    layout: ClassVar[dict[str, slice]] = {
-        "robot0_eef_pos": slice(0, 3),
-        "robot0_eef_quat": slice(3, 7),
-        "robot0_gripper_qpos": slice(7, 9),
-        "object": slice(9, 19),
-    }
+    layout: ClassVar[dict[str, slice]] = arm_layout(1, 10)
 
-    def __init__(self, suite_env: Any = None) -> None:
-        env = suite_env or suite.make_suite_env("Lift", ["Panda"], seed=0)
-        self._xml = suite.full_xml(env)
-        self.model = mujoco.MjModel.from_xml_string(suite.physics_xml(self._xml))
-        robot, sampler = env.robots[0], env.placement_initializer
-        self._home = np.array(robot.init_qpos, np.float64)
-        self._noise = float(robot.initialization_noise["magnitude"])
-        self._fingers = np.array(robot.gripper["right"].init_qpos, np.float64)
-        self._x_range, self._y_range = tuple(sampler.x_range), tuple(sampler.y_range)
-        self._table, self._clearance = np.array(env.table_offset, np.float64), float(sampler.z_offset)
-        self._cube = suite.element_id(self.model, mujoco.mjtObj.mjOBJ_BODY, env.cube.root_body)
-        self._cube_at = int(self.model.joint(env.cube.joints[0]).qposadr[0])
-        self.ids = np.array([*suite.arm_ids(env, self.model), self._cube], np.int64)
-        self.facts = np.array([*suite.arm_facts(env), self._table[2] + SUCCESS_MARGIN])
+    def _find(self, env: Any) -> None:
+        self._cube = self.body(env.cube.root_body)
+        self._floor = float(env.placement_initializer.z_offset) + float(env.table_offset[2])
+        self.ids = np.array([*self._arm_ids, self._cube], np.int64)
+        self.facts = np.array([*self._arm_facts, float(env.table_offset[2]) + SUCCESS_MARGIN])
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Cube half-sizes (3, m), arm joints (7, rad), cube x and y (2, m), cube yaw (rad): robosuite's
-        distributions, in its order.
-        """
-        size = [rng.uniform(0.020, 0.022) for _ in range(3)]
-        joints = self._home + rng.standard_normal(7) * self._noise
-        x, y = rng.uniform(*self._x_range), rng.uniform(*self._y_range)
-        return np.array([*size, *joints, x + self._table[0], y + self._table[1], rng.uniform(0, 2 * np.pi)])
+    def _draw_extra(self, rng: np.random.Generator) -> np.ndarray:
+        return np.array([rng.uniform(0.020, 0.022) for _ in range(3)])
+
+    def _extra_of(self, suite_env: Any) -> np.ndarray:
+        return np.array(suite_env.cube.size)
+
+    def _arrange(self, poses: dict[str, np.ndarray], extra: np.ndarray) -> dict[str, np.ndarray]:
+        """A cube stands on the table whatever its size."""
+        poses["cube"][2] = self._floor + extra[2]
+        return poses
 
     def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
         """Give the cube its size, exactly as if the model had been compiled with it (robosuite recompiles for every
         episode).
         """
-        size, body = start[_SIZE], self._cube
+        size, body = start[:3], self._cube
         mass = DENSITY * (8.0 * size[0] * size[1] * size[2])
         model.body_mass[body] = mass
         squares = size * size
@@ -114,17 +95,3 @@ class Lift:
             model.geom_rbound[geom] = np.sqrt(squares.sum())
         model.bvh_aabb[model.body_bvhadr[body], 3:] = size
         mujoco.mj_setConst(model, data)
-
-    def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
-        """Place arm and cube; see ``suite.begin_arms`` for the controller's part."""
-        suite.begin_arms(model, data, self.ids, start[None, _JOINTS], memory)
-        finger = self.ids[osc.FIRST_ARM + 5]
-        data.qpos[finger : finger + 2] = self._fingers
-        at, half_yaw = self._cube_at, start[_YAW] / 2
-        height = self._clearance + self._table[2] + start[2]
-        data.qpos[at : at + 7] = [*start[_POSITION], height, np.cos(half_yaw), 0.0, 0.0, np.sin(half_yaw)]
-        mujoco.mj_forward(model, data)
-
-    def render_model(self) -> mujoco.MjModel:
-        """robosuite's model with all its meshes."""
-        return mujoco.MjModel.from_xml_string(self._xml)

@@ -85,9 +85,28 @@ ARENA = (
 )
 
 
-def full_xml(suite_env: Any) -> str:
-    """The task's MJCF at full precision (the compiled model's own XML has six digits), with file paths resolved."""
-    return suite_env.edit_model_xml(suite_env.model.get_xml())
+def full_xml(suite_env: Any, without: Sequence[str] = ()) -> str:
+    """The task's MJCF at full precision (the compiled model's own XML has six digits), with file paths resolved.
+
+    Bodies named in ``without`` are left out. Bodies that cannot move stand where robosuite put them after compiling.
+    """
+    root = ElementTree.fromstring(suite_env.edit_model_xml(suite_env.model.get_xml()))
+    world, model = root.find("worldbody"), suite_env.sim.model._model
+    for body in list(world):
+        if body.tag == "body" and body.get("name") in without:
+            world.remove(body)
+        elif body.tag == "body" and body.get("name") and model.body(body.get("name")).dofnum[0] == 0:
+            now = model.body(body.get("name")).pos
+            if not np.array_equal(now, [float(x) for x in body.get("pos", "0 0 0").split()]):
+                body.set("pos", " ".join(repr(float(x)) for x in now))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def keep_solver_tolerance(model: mujoco.MjModel, whole: mujoco.MjModel) -> None:
+    """Let the constraint solver of ``model`` stop where that of ``whole``, which has more bodies, would: its tolerance is
+    scaled by 1 / (mean inertia * nv).
+    """
+    model.stat.meaninertia = whole.stat.meaninertia * whole.nv / model.nv
 
 
 def physics_xml(xml: str) -> str:
