@@ -85,7 +85,9 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
     Args:
         cfg: ``name`` (a key of ``TASKS``), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or
             ``wrappers.multi_step.n_action_steps``); optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``;
-            1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all).
+            1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all); for images
+            ``wrappers.robomimic_image`` (``image_keys``, ``low_dim_keys``, ``shape_meta``), ``render_quality`` and
+            ``img_cond_steps``.
         normalizer: wrap the environment so that it speaks normalised observations and actions.
 
     Raises:
@@ -122,7 +124,8 @@ def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:
 
     wrappers = cfg.get("wrappers") or {}
     multi_step = wrappers.get("multi_step") or {}
-    keys = (wrappers.get(wrapper) or {}).get("low_dim_keys")
+    seen = wrappers.get("robomimic_image")
+    keys = (seen or wrappers.get(wrapper) or {}).get("low_dim_keys")
     return EngineVectorEnv(
         family,
         n_envs=_count(cfg, "n_envs"),
@@ -131,7 +134,32 @@ def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:
         obs_keys=None if keys is None else list(keys),
         obs_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or 1),
         n_threads=None if cfg.get("n_threads") is None else _count(cfg, "n_threads"),
+        **({} if seen is None else _image_arguments(cfg, seen)),
     )
+
+
+def _image_arguments(cfg: Mapping[str, Any], wrapper: Mapping[str, Any]) -> dict[str, Any]:
+    """``EngineVectorEnv``'s arguments for images, from the published ``wrappers.robomimic_image``: ``image_keys``
+    (cameras, with ``_image`` at the end) and ``shape_meta.obs.rgb.shape`` (3 per camera, height, width).
+    """
+    names = [str(key) for key in wrapper.get("image_keys") or ()]
+    if not names or not all(name.endswith("_image") for name in names):
+        raise EnvError(
+            f"env.wrappers.robomimic_image.image_keys: expected a list of <camera>_image, found {names or 'nothing'}"
+        )
+    meta = wrapper.get("shape_meta") or cfg.get("shape_meta") or {}
+    shape = list(((meta.get("obs") or {}).get("rgb") or {}).get("shape") or (3 * len(names), 96, 96))
+    if len(shape) != 3 or shape[0] != 3 * len(names):
+        raise EnvError(
+            f"shape_meta.obs.rgb.shape: expected [{3 * len(names)}, height, width] for {len(names)} cameras "
+            f"({', '.join(names)}), found {shape}"
+        )
+    return {
+        "cameras": [name.removesuffix("_image") for name in names],
+        "image_size": (shape[1], shape[2]),
+        "render_quality": cfg.get("render_quality") or "balanced",
+        "img_obs_steps": _count(cfg, "img_cond_steps", 1),
+    }
 
 
 def _required(cfg: Mapping[str, Any], key: str, default: Any = None) -> Any:

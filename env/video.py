@@ -106,9 +106,9 @@ def render_frames(
     camera = _checked_camera(model, camera)
     if min(width, height) < 1:
         raise EnvError(f"A video needs at least one pixel each way, found width={width}, height={height}.")
-    backend, advice = _working_backend()
+    backend, reasons = working_backend()
     if backend is None:
-        raise RenderError(advice)
+        raise RenderError(ADVICE + reasons)
     if timeout_s is None:
         timeout_s = 60.0 + 0.5 * len(qpos) * max(1.0, width * height / (320 * 240))
     job = {
@@ -122,8 +122,8 @@ def render_frames(
 
 def renderer_available() -> tuple[bool, str]:
     """Whether this machine can render, and what to install if not (else empty); probed once, in a child."""
-    backend, advice = _working_backend()
-    return backend is not None, advice
+    backend, reasons = working_backend()
+    return backend is not None, "" if backend is not None else ADVICE + reasons
 
 
 def write_mp4(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> None:
@@ -150,8 +150,8 @@ def write_gif(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> N
 
 
 @functools.cache
-def _working_backend() -> tuple[str | None, str]:
-    """The first back end that draws a red ball, or None with advice."""
+def working_backend() -> tuple[str | None, str]:
+    """The first back end that draws a red ball, tried in a child process; or None, and why each failed."""
     model = mujoco.MjModel.from_xml_string(_PROBE_XML)
     job = {"camera": "probe", "width": 32, "height": 24, "geom_groups": None}
     reasons = []
@@ -164,7 +164,7 @@ def _working_backend() -> tuple[str | None, str]:
         if frame[12, 16, 0] > frame[0, 0, 0]:
             return backend, ""
         reasons.append(f"{backend}: the image is blank")
-    return None, ADVICE + " | ".join(reasons)
+    return None, " | ".join(reasons)
 
 
 def _backends() -> tuple[str, ...]:

@@ -11,9 +11,10 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from env.engine.camera_obs import CameraObs, Glimpse
 from env.engine.family import Family
 from env.engine.library import SOLVED, TERMINATED, UNSTABLE
-from env.engine.pool import Simulations
+from env.engine.pool import ChunkOutcome, Simulations
 from env.engine.seeds import SeedSupply
 from env.errors import EnvError
 from env.protocol import NpObs, StepResult
@@ -42,11 +43,17 @@ class EngineVectorEnv:
         obs_keys: which of the family's observations make up ``state``, in this order; None: all, in the family's order.
         obs_steps: observations stacked in ``state`` (To), one per control step, padded with the earliest.
         n_threads: None for all usable cores.
+        cameras: whose images make up ``rgb``, in the order of its channels; none: no images.
+        image_size: (height, width) of an image, pixels.
+        render_quality: "faithful", "balanced" or "fast", see ``cameras.py``.
+        img_obs_steps: images stacked in ``rgb``, one per control step, padded with the earliest.
+
+    Images are drawn once per chunk, uint8 and upright, on threads of their own.
 
     ``invalid_episodes`` counts the episodes that were cut because the simulation went unstable.
 
     Raises:
-        EnvError: a number below 1, or an unknown observation key.
+        EnvError: a number below 1, an unknown observation key, camera or quality, or images where nothing can draw.
     """
 
     def __init__(
@@ -58,6 +65,10 @@ class EngineVectorEnv:
         obs_keys: Sequence[str] | None = None,
         obs_steps: int = 1,
         n_threads: int | None = None,
+        cameras: Sequence[str] = (),
+        image_size: Sequence[int] = (96, 96),
+        render_quality: str = "balanced",
+        img_obs_steps: int = 1,
     ) -> None:
         counts = {
             "n_envs": n_envs,
@@ -73,6 +84,14 @@ class EngineVectorEnv:
         self._columns = _columns(family, obs_keys)
         self.obs_shapes = {"state": (obs_steps, len(self._columns))}
         self.simulations = Simulations(family, n_envs, obs_steps, n_threads)
+        self._eyes: CameraObs | None = None
+        if cameras:
+            try:
+                self._eyes = CameraObs(self.simulations, cameras, image_size, render_quality, img_obs_steps)
+            except BaseException:
+                self.simulations.close()
+                raise
+            self.obs_shapes["rgb"] = self._eyes.shape
         self._seeds, self._elapsed = np.full(n_envs, -1, np.int64), np.zeros(n_envs, np.int64)
         self._starts = np.zeros((n_envs, len(family.draw(np.random.default_rng(0)))))
         self._supply: SeedSupply | None = None
@@ -85,7 +104,7 @@ class EngineVectorEnv:
         """See ``VectorEnv.reset``. Raises ``EnvError`` for a seed outside [0, 2**63)."""
         self._supply = SeedSupply(seed, self.n_envs)
         self._begin_next(np.arange(self.n_envs))
-        return self._obs()
+        return self._seen(self._obs())
 
     def step(self, chunk: np.ndarray) -> StepResult:
         """See ``VectorEnv.step``. Raises ``EnvError`` before the first ``reset``, and for a chunk of the wrong shape
@@ -96,7 +115,7 @@ class EngineVectorEnv:
         slots = np.flatnonzero(active)
         traced = np.array([i for i in self._traced if active[i]], np.int64)
         limits = np.minimum(self.max_episode_steps - self._elapsed, actions.shape[1])
-        done = self.simulations.run(slots, actions, limits, traced)
+        done = self._simulate(slots, actions, limits, traced)
         invalid = (done.bits & UNSTABLE) != 0
         self.invalid_episodes += int(invalid.sum())
         self._elapsed += done.steps
@@ -107,10 +126,15 @@ class EngineVectorEnv:
         info = {"active": active, "steps": done.steps, "invalid": invalid, "seed": self._seeds.copy()}
         final_obs = self._obs()
         ended = np.flatnonzero(terminated | truncated)
+        last = self._eyes.glimpses(ended) if self._eyes else []
         self._begin_next(ended)
         obs = self._obs()
+        if self._eyes:
+            final_obs["rgb"] = self._eyes.blank()
+            self._seen(obs, [(final_obs["rgb"][i], glimpse) for i, glimpse in zip(ended, last, strict=True)])
         stay = ~(terminated | truncated)
-        final_obs["state"][stay] = obs["state"][stay]
+        for key, value in obs.items():
+            final_obs[key][stay] = value[stay]
         reward = np.where(invalid, 0.0, done.reward).astype(np.float32)
         success = ((done.bits & SOLVED) != 0) & ~invalid
         return StepResult(obs, reward, terminated, truncated, final_obs, success, info)
@@ -132,7 +156,7 @@ class EngineVectorEnv:
         """
         if self._supply is None:
             raise EnvError("there is no state to save yet: call reset first")
-        return {
+        state = {
             "family": self.family.name,
             "seeds": self._seeds.copy(),
             "elapsed": self._elapsed.copy(),
@@ -143,6 +167,7 @@ class EngineVectorEnv:
             "supply": self._supply.state_dict(),
             "invalid_episodes": self.invalid_episodes,
         }
+        return state | ({"poses": self._eyes.poses.copy()} if self._eyes else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> NpObs:
         """See ``VectorEnv.load_state_dict``. Raises ``EnvError`` when the state belongs to another task, size or
@@ -156,27 +181,37 @@ class EngineVectorEnv:
             "seeds": self._seeds, "elapsed": self._elapsed, "starts": self._starts,
             "memory": self.simulations.memory, "history": self.simulations.history,
         }  # fmt: skip
+        if self._eyes and "poses" not in state:
+            raise EnvError(
+                "the saved environment state has no images (it was saved without cameras); env.wrappers differ"
+            )
         physics = np.asarray(state["physics"], np.float64)
         expected = {name: target.shape for name, target in targets.items()} | {
             "physics": (self.n_envs, len(self.simulations.physics(0)))
         }
+        if self._eyes:
+            expected["poses"] = self._eyes.poses.shape
         for name, shape in expected.items():
             if np.shape(state[name]) != shape:
                 raise EnvError(
                     f"saved environment state {name!r}: expected shape {shape}, found {np.shape(state[name])}; "
-                    "n_envs, cond_steps, the task's version or mujoco's differ"
+                    "n_envs, cond_steps, img_cond_steps, the task's version or mujoco's differ"
                 )
         for name, target in targets.items():
             target[...] = np.asarray(state[name])
         active = np.flatnonzero(self._seeds >= 0)
         self.simulations.restore(active, self._starts[active], physics[active])
+        if self._eyes:
+            self._eyes.restore(active, self._starts[active], np.asarray(state["poses"]))
         self._supply = SeedSupply.from_state_dict(state["supply"])
         self.invalid_episodes = int(state["invalid_episodes"])
         self._traced, self._recordings = {}, []
-        return self._obs()
+        return self._seen(self._obs())
 
     def close(self) -> None:
         """See ``VectorEnv.close``."""
+        if self._eyes:
+            self._eyes.close()
         self.simulations.close()
 
     # ------------------------------------------------------------------------------------------------ videos
@@ -224,9 +259,44 @@ class EngineVectorEnv:
                 self._starts[i] = self.family.draw(np.random.default_rng(int(self._seeds[i])))
                 begun.append(i)
         self.simulations.begin(begun, self._starts[begun])
+        if self._eyes:
+            self._eyes.begin(begun, self._starts[begun])
         for i in begun:
             if i in self._traced:
                 self._traced[i] = [self.render_state(i)]
+
+    def _simulate(self, slots: np.ndarray, actions: np.ndarray, limits: np.ndarray, traced: np.ndarray) -> ChunkOutcome:
+        """Run the chunk, in one piece, or control step by control step where images of every one of them are asked
+        for.
+        """
+        if not self._eyes or self._eyes.frames == 1:
+            done = self.simulations.run(slots, actions, limits, traced)
+            if self._eyes:
+                self._eyes.look(slots[(done.bits[slots] & UNSTABLE) == 0])
+            return done
+        done, going = None, slots
+        for t in range(actions.shape[1]):
+            going = going[limits[going] > t]
+            now = self.simulations.run(going, actions[:, t : t + 1], np.minimum(limits, 1), traced)
+            self._eyes.look(going[(now.bits[going] & UNSTABLE) == 0])
+            going = going[(now.bits[going] & (UNSTABLE | TERMINATED)) == 0]
+            if done is None:
+                done = now
+                continue
+            done.reward += now.reward
+            done.bits |= now.bits
+            done.steps += now.steps
+            done.trace = np.concatenate([done.trace, now.trace], axis=1)
+        return done
+
+    def _seen(self, obs: NpObs, more: Sequence[tuple[np.ndarray, Glimpse]] = ()) -> NpObs:
+        """Add the images of all slots in use to ``obs`` (where there are cameras), and draw ``more`` beside them."""
+        if self._eyes:
+            obs["rgb"] = self._eyes.blank()
+            active = np.flatnonzero(self._seeds >= 0)
+            now = [(obs["rgb"][i], glimpse) for i, glimpse in zip(active, self._eyes.glimpses(active), strict=True)]
+            self._eyes.draw([*now, *more])
+        return obs
 
     def _obs(self) -> NpObs:
         return {"state": self.simulations.history[:, :, self._columns].astype(np.float32)}

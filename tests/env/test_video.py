@@ -138,7 +138,7 @@ def test_a_machine_that_cannot_render_gets_advice(model, tmp_path, monkeypatch, 
         raise video.RenderError("egl: the renderer ended with code 1")
 
     monkeypatch.setattr(video, "_render_in_child", fails)
-    video._working_backend.cache_clear()
+    video.working_backend.cache_clear()
     try:
         available, advice = video.renderer_available()
         assert not available and "libegl1" in advice and "libosmesa6" in advice and "code 1" in advice
@@ -148,17 +148,17 @@ def test_a_machine_that_cannot_render_gets_advice(model, tmp_path, monkeypatch, 
             assert video.render_video(model, np.zeros((T, 2)), tmp_path / "a") == []
         assert "libosmesa6" in caplog.text
     finally:
-        video._working_backend.cache_clear()
+        video.working_backend.cache_clear()
 
 
 def test_a_blank_image_is_not_rendering(monkeypatch):
     monkeypatch.setattr(video, "_render_in_child", lambda *_args: np.zeros((1, 24, 32, 3), np.uint8))
-    video._working_backend.cache_clear()
+    video.working_backend.cache_clear()
     try:
         available, advice = video.renderer_available()
         assert not available and "blank" in advice
     finally:
-        video._working_backend.cache_clear()
+        video.working_backend.cache_clear()
 
 
 def test_a_renderer_that_hangs_is_stopped(tmp_path):
