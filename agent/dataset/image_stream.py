@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
+from typing import IO
 
 import numpy as np
 
@@ -44,7 +45,10 @@ def save_demos_streamed(
     total = int(np.sum(arrays["traj_lengths"]))
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, *image_shape)}
     try:
-        with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as z:
+        with (
+            atomic_write(path) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as z,
+        ):
             for name, array in arrays.items():
                 with z.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array, _DTYPES[name]), allow_pickle=False)
@@ -58,12 +62,14 @@ def save_demos_streamed(
 
 
 def _write_frames(
-    member: zipfile.ZipExtFile, frames: Iterable[np.ndarray], shape: tuple[int, int, int], total: int, where: str
+    member: IO[bytes], frames: Iterable[np.ndarray], shape: tuple[int, int, int], total: int, where: str
 ) -> None:
     written = 0
     for piece in frames:
         if piece.dtype != np.uint8 or piece.shape[1:] != shape:
-            raise DatasetError(f"{where}: images: expected pieces (n, {shape}) uint8, found {piece.shape} {piece.dtype}")
+            raise DatasetError(
+                f"{where}: images: expected pieces (n, {shape}) uint8, found {piece.shape} {piece.dtype}"
+            )
         written += len(piece)
         if written > total:
             break

@@ -11,7 +11,7 @@ Layout (robomimic v0.1, v141 and later; raw ``demo.hdf5`` files have no ``obs`` 
         next_obs/<key>
     mask/<filter_key>         names of demonstrations: train, valid, 20_percent, ...
 
-Observations come in the published order (``env.robomimic.env_meta``) with the signs of robosuite 1.4.
+Observations come in the published order (``env.robomimic.env_meta``), ``object`` in the arrangement of robosuite 1.4.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from agent.dataset.demos import RANGE_SLACK
 from agent.errors import DatasetError
 from env.errors import EnvError
 from env.robomimic.env_meta import TASKS, EnvMeta, check_env_args
+from env.robomimic.object_obs import to_published
 
 OTHER_NAMES = {"object": ("object", "object-state")}
 PIECE = 256  # frames read at once: 7 MB of 96 x 96 images
@@ -79,7 +80,7 @@ class RobomimicFile:
             facts = TASKS[self.task]
             self.cameras = None if cameras is None else tuple(c.removesuffix(_IMAGE) for c in cameras) or facts.cameras
             self.obs_keys = facts.obs_dims(use_object=cameras is None)
-            self.action_dim, self._signs = facts.action_dim, self.meta.object_signs()
+            self.action_dim = facts.action_dim
             self._names = self._sorted_names()
         except BaseException:
             self.close()
@@ -114,7 +115,7 @@ class RobomimicFile:
         return names[:max_episodes]
 
     def read(self, name: str) -> Demo:
-        """One demonstration without its images, checked."""
+        """One demonstration without its images, which must be there all the same where cameras were asked for; checked."""
         actions = self._numbers(name, "actions", (None, self.action_dim))
         length = len(actions)
         self._check_length(name, length)
@@ -126,15 +127,19 @@ class RobomimicFile:
                 "(deltas, not absolute poses)"
             )
         rewards = self._numbers(name, "rewards", (length,))
-        columns = [self._numbers(name, f"obs/{key}", (length, dim)) for key, dim in self.obs_keys.items()]
-        if "object" in self.obs_keys:
-            columns[-1] = columns[-1] * self._signs
+        obs = {key: self._numbers(name, f"obs/{key}", (length, dim)) for key, dim in self.obs_keys.items()}
+        if "object" in obs:
+            try:
+                obs["object"] = to_published(self.task, obs["robot0_eef_pos"], obs["robot0_eef_quat"], obs["object"])
+            except EnvError as error:
+                raise DatasetError(f"{self._where(name, 'obs/object')}: {error}") from error
         for key in ("dones", "states"):
             if key in self._group(name) and len(self._dataset(name, key)) != length:
                 raise DatasetError(
                     f"{self._where(name, key)}: expected {length} rows like actions, found {len(self._group(name)[key])}"
                 )
-        return Demo(name, np.concatenate(columns, axis=1), actions, rewards)
+        self._sources(name)
+        return Demo(name, np.concatenate(list(obs.values()), axis=1), actions, rewards)
 
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of the images, all cameras side by side along C; of the first demonstration."""
@@ -145,20 +150,12 @@ class RobomimicFile:
 
     def frames(self, name: str, piece: int = PIECE) -> Iterator[np.ndarray]:
         """Images of one demonstration, ``(n, C, H, W)`` uint8 with n at most ``piece``, so that memory stays small."""
-        expected = self.image_shape()
-        sources = [self._image(name, camera) for camera in self.cameras or ()]
-        length = len(self._dataset(name, "actions"))
-        for camera, source in zip(self.cameras or (), sources):
-            if len(source) != length or source.shape[1:3] != expected[1:]:
-                raise DatasetError(
-                    f"{self._where(name, f'obs/{camera}{_IMAGE}')}: expected shape {(length, *expected[1:], 3)}, "
-                    f"found {source.shape}"
-                )
+        sources, length = self._sources(name), len(self._dataset(name, "actions"))
         for start in range(0, length, piece):
             rows = slice(start, start + piece)
             parts = [
                 self._array(source, self._where(name, f"obs/{camera}{_IMAGE}"), rows)
-                for camera, source in zip(self.cameras or (), sources)
+                for camera, source in sources.items()
             ]
             yield np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2))
 
@@ -226,6 +223,17 @@ class RobomimicFile:
         raise DatasetError(
             f"{self._where(name, key)} is missing; {folder or 'the demonstration'} has {_listed(parent)}{hint}"
         )
+
+    def _sources(self, name: str) -> dict[str, h5py.Dataset]:
+        """The images of every camera, of one size in all of the file."""
+        expected = (len(self._dataset(name, "actions")), *self.image_shape()[1:], 3) if self.cameras else ()
+        sources = {camera: self._image(name, camera) for camera in self.cameras or ()}
+        for camera, source in sources.items():
+            if source.shape != expected:
+                raise DatasetError(
+                    f"{self._where(name, f'obs/{camera}{_IMAGE}')}: expected shape {expected}, found {source.shape}"
+                )
+        return sources
 
     def _image(self, name: str, camera: str) -> h5py.Dataset:
         source = self._dataset(name, f"obs/{camera}{_IMAGE}")

@@ -7,8 +7,8 @@ The published work (robosuite 1.4.1) commands Panda arms by OSC_POSE at 20 Hz: d
 
 robosuite 1.5 files differ in three ways. The controller hides in a composite one (``body_parts``); keys have new names
 (``damping_ratio``, ``input_type``); deltas are by default in the frame of the robot's base (``input_ref_frame``), which
-is the world's for one arm and turned by 90 degrees for the two of TwoArmTransport. And Lift's last three object columns
-changed sign (``object_signs``).
+is the world's for one arm and turned by 90 degrees for the two of TwoArmTransport. And ``object`` is arranged in another
+way: ``object_obs.py``.
 """
 
 from __future__ import annotations
@@ -99,15 +99,6 @@ class EnvMeta:
             return ()
         names = self.env_kwargs.get("camera_names") or ("agentview",)
         return (names,) if isinstance(names, str) else tuple(names)
-
-    def object_signs(self) -> np.ndarray:
-        """What to multiply the ``object`` observation with, ``(object_dim,)``, to have robosuite 1.4's: Lift's
-        gripper-to-cube vector points the other way since robosuite 1.5.
-        """
-        signs = np.ones(TASKS[self.task].object_dim)
-        if self.task == "lift" and self.version >= (1, 5):
-            signs[-3:] = -1.0
-        return signs
 
 
 def check_env_meta(path: str | os.PathLike[str], task: str, images: bool | None = None) -> EnvMeta:
@@ -250,9 +241,12 @@ def _frame(where: str, settings: Mapping[str, Any], arms: int, version: tuple[in
         yield f"{where}.input_ref_frame: expected world, found {frame!r}", True
     elif frame == "base" and arms > 1:
         yield (
-            f"{where}.input_ref_frame: expected world, found base: the arms stand turned by 90 degrees, so the recorded "
-            "deltas would move ours sideways"
-        ), True
+            (
+                f"{where}.input_ref_frame: expected world, found base: the arms stand turned by 90 degrees, so the recorded "
+                "deltas would move ours sideways"
+            ),
+            True,
+        )
     elif frame == "base":
         yield f"{where}.input_ref_frame is base; with this robot's upright base that is the world's frame", False
 
