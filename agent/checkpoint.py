@@ -36,6 +36,7 @@ from torch import nn
 from agent.agent import build
 from agent.errors import CheckpointError
 from agent.files import atomic_write
+from agent.images import of_checkpoint
 from env.normalizer import Normalizer
 from model.common.modules import strict_load
 from model.types import StateDictError
@@ -143,8 +144,8 @@ def load_policy(
         device: where the policy goes.
 
     Returns:
-        The policy in evaluation mode, with two more attributes: ``normalizer`` (``env.normalizer.Normalizer`` or
-            None) and ``config``.
+        The policy in evaluation mode, with three more attributes: ``normalizer`` (``env.normalizer.Normalizer`` or
+            None), ``config`` and ``images`` (how its training images were rendered; see ``agent.images``).
 
     Raises:
         CheckpointError: as ``load``; no configuration; or weights that do not fit it, with the first key that differs.
@@ -173,7 +174,7 @@ def load_policy(
             hint = ". A fine-tuned checkpoint: model._target_ must be its PPO class, which holds base and tuned weights"
         raise CheckpointError(f"{error}{hint}") from error
     policy.normalizer = normalizer(payload)
-    policy.config = config
+    policy.config, policy.images = config, of_checkpoint(payload)
     return policy.to(device).eval()
 
 

@@ -158,6 +158,8 @@ STAGES: dict[str, Section] = {
             "augment": bool,
             "batch_size": int,
             "grad_accumulate": int,
+            "whole_chains": _optional(bool),
+            "logprob_batch_size": _optional(int),
             "update_epochs": int,
             "vf_coef": Number,
             "target_kl": _optional(Number),

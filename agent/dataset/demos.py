@@ -10,6 +10,7 @@ Never a pickle: reading a file must not run it.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.errors import DatasetError
+from agent.errors import DatasetError, UsageError
 from agent.files import atomic_write
+from agent.memory import preflight
 
 NEEDED = ("states", "actions", "traj_lengths")
 RANGE_SLACK = 1e-3  # rounding beyond [-1, 1] that a normalised file may show
@@ -29,35 +31,44 @@ _CONVERT = (
     "Only npz files of plain arrays are read: convert it, or collect new ones with `python script/collect_demos.py`"
 )
 _ZIP_START = b"PK\x03\x04"
+_READ_AT_ONCE = 2**24  # bytes
 
 
-def read_demos(path: str | os.PathLike[str], use_img: bool = False) -> dict[str, np.ndarray]:
-    """The arrays of a demonstration file, checked. Images are read only with ``use_img``.
+def read_demos(
+    path: str | os.PathLike[str], use_img: bool = False, max_n_episodes: int | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of a demonstration file, checked. Images are read only with ``use_img``, and of those only what the first
+    ``max_n_episodes`` trajectories need: once, straight into the array that is returned.
 
     Raises:
         DatasetError: absent, a pickle, damaged, an array missing or of a wrong shape, values that are not finite or
             not normalised, lengths that do not add up.
+        UsageError: the images need more memory than is free.
     """
     path = Path(path).expanduser()
     _check_kind(path)
-    wanted = (*NEEDED, "rewards", "terminals", *(("images",) if use_img else ()))
+    wanted = (*NEEDED, "rewards", "terminals")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = list(archive.files)
             arrays = {name: archive[name] for name in wanted if name in names}
+            if use_img and "images" in names and "traj_lengths" in arrays:
+                images = _read_images(archive.zip, arrays["traj_lengths"], max_n_episodes, path)
+    except UsageError:
+        raise
     except _DAMAGE as error:
         if "allow_pickle" in str(error):
             raise DatasetError(
                 f"{path}: holds Python objects (a pickle), which could run code when read. {_CONVERT}"
             ) from error
         raise DatasetError(f"{path}: damaged or cut short ({error}). Make or download it again") from error
-    missing = [name for name in (*NEEDED, *(("images",) if use_img else ())) if name not in arrays]
+    missing = [name for name in (*NEEDED, *(("images",) if use_img else ())) if name not in names]
     if missing:
         raise DatasetError(
             f"{path}: no {', '.join(missing)} in it (expected {', '.join(NEEDED)}; found {', '.join(sorted(names))})"
         )
     check_arrays(arrays, str(path))
-    return arrays
+    return {**arrays, "images": images} if use_img else arrays
 
 
 def save_demos(
@@ -125,6 +136,32 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
             _check_finite(arrays[name], f"{where}: {name}")
     for name in ("states", "actions"):
         _check_range(arrays[name], f"{where}: {name}")
+
+
+def _read_images(archive: zipfile.ZipFile, lengths: np.ndarray, max_n_episodes: int | None, path: Path) -> np.ndarray:
+    """Images of the first trajectories, ``(T', C, H, W)`` uint8: no second copy in memory, nothing read beyond them."""
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise DatasetError(f"{path}: traj_lengths: expected (E,) positive integers, found {_describe(lengths)}")
+    total, wanted = int(lengths.sum()), int(lengths[:max_n_episodes].sum())
+    with archive.open("images.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(member)
+        if len(shape) != 4 or dtype != np.uint8 or fortran:
+            raise DatasetError(f"{path}: images: expected (T, C, H, W) uint8, found shape {shape}, {dtype}")
+        if shape[0] != total:
+            raise DatasetError(f"{path}: images has {shape[0]} rows, but traj_lengths add up to {total}")
+        preflight({f"images of {wanted} steps": wanted * math.prod(shape[1:])}, ["train_dataset.max_n_episodes"])
+        images = np.empty((wanted, *shape[1:]), np.uint8)
+        rest = memoryview(images.reshape(-1))
+        while len(rest):
+            n = member.readinto(rest[:_READ_AT_ONCE])
+            if not n:
+                raise EOFError(f"images end {len(rest)} bytes too early")
+            rest = rest[n:]
+        if wanted == total and member.read(1):  # reading to the end also checks the member's checksum
+            raise EOFError("images has more bytes than its shape says")
+    return images
 
 
 def _check_kind(path: Path) -> None:

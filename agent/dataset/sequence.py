@@ -2,7 +2,8 @@
 
 Every start ``i`` of a trajectory with ``i + Ta <= its length`` is a sample: the actions ``i ... i + Ta - 1`` and the
 ``To`` observations up to ``i``, oldest first (before the trajectory began, its first one is repeated). Everything
-lies on the device as one tensor per kind; a batch is a few gathers, with no Python per sample.
+lies on the device as one tensor per kind; a batch is a few gathers, with no Python per sample. Only images stay on the
+host, as uint8: they are too many for a GPU, and a batch of them is sent quickly.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class StitchedSequenceDataset:
         cond_steps: observations per chunk, ``To``.
         img_cond_steps: images per chunk; at most ``cond_steps``.
         max_n_episodes: only the first so many trajectories are used.
-        use_img: also give images, ``conditions["rgb"] (B, To, C, H, W)`` uint8.
-        device: where the tensors live.
+        use_img: also give images, ``conditions["rgb"] (B, img_cond_steps, C, H, W)`` uint8 on the host.
+        device: where all other tensors live.
 
     Raises:
         DatasetError: the file does not do (see ``read_demos``), or no trajectory is as long as a chunk.
@@ -59,12 +60,12 @@ class StitchedSequenceDataset:
             raise DatasetError(
                 f"train_dataset.img_cond_steps: expected at most cond_steps ({cond_steps}), found {img_cond_steps}"
             )
-        arrays = read_demos(dataset_path, use_img)
+        arrays = read_demos(dataset_path, use_img, int(max_n_episodes))
         self.traj_lengths = arrays["traj_lengths"][: int(max_n_episodes)].astype(np.int64)
         total = int(self.traj_lengths.sum())
         self.states = self._tensor(arrays["states"][:total].astype(np.float32))
         self.actions = self._tensor(arrays["actions"][:total].astype(np.float32))
-        self.images = self._tensor(arrays["images"][:total]) if use_img else None
+        self.images = torch.from_numpy(arrays["images"]) if use_img else None
         self._index(total)
         self._chunk = torch.arange(self.horizon_steps, device=self.device)
 
@@ -87,6 +88,12 @@ class StitchedSequenceDataset:
         """Trajectories in use, those too short for a chunk included."""
         return len(self.traj_lengths)
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the demonstrations, images included."""
+        tensors = [t for t in (self.states, self.actions, self.images) if t is not None]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
     def check(self, obs_dim: int, action_dim: int) -> None:
         """Raise ``DatasetError`` unless the columns are those of the configuration (``obs_dim``, ``action_dim``)."""
         for key, expected, found in (("obs_dim", obs_dim, self.obs_dim), ("action_dim", action_dim, self.action_dim)):
@@ -98,7 +105,7 @@ class StitchedSequenceDataset:
                 )
 
     def batch(self, indices: Tensor) -> Batch:
-        """The chunks ``indices (B,)`` int64, on the dataset's device.
+        """The chunks ``indices (B,)`` int64, on the dataset's device; images on the host.
 
         Returns:
             ``Batch(actions (B, Ta, Da), {"state": (B, To, Do)[, "rgb": (B, img_cond_steps, C, H, W) uint8]})``.
@@ -108,7 +115,7 @@ class StitchedSequenceDataset:
         actions = self.actions[starts[:, None] + self._chunk]
         conditions = {"state": self.states[self._history(starts, first, self.cond_steps)]}
         if self.images is not None:
-            conditions["rgb"] = self.images[self._history(starts, first, self.img_cond_steps)]
+            conditions["rgb"] = self.images[self._history(starts, first, self.img_cond_steps).cpu()]
         return Batch(actions, conditions)
 
     def split(self, train_fraction: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

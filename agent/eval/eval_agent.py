@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from agent import checkpoint
+from agent import checkpoint, images
 from agent.agent import resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval.evaluate import evaluate
@@ -34,6 +34,7 @@ class EvalAgent:
         check_task(cfg.env)
         self.path = base_policy.find(cfg)
         payload = checkpoint.load(self.path)
+        images.check(payload, cfg, self.path)
         overrides = OmegaConf.to_container(cfg.model, resolve=True)
         config = payload.get("config")
         if config is None and "_target_" not in overrides:

@@ -107,7 +107,7 @@ def evaluate(
         rows = np.flatnonzero(slot_seeds >= 0)
         draws = np.stack([noise[int(slot_seeds[i])].standard_normal(policy.noise_shape, np.float32) for i in rows])
         tensors = to_torch({key: value[rows] for key, value in obs.items()}, device)
-        with torch.no_grad(), threads_for(len(rows)):
+        with torch.no_grad(), threads_for(len(rows), "rgb" in tensors):
             sample = policy.sample(tensors, deterministic=deterministic, noise=torch.from_numpy(draws).to(device))
         chunk = np.zeros((venv.n_envs, venv.act_steps, venv.action_dim), np.float32)
         chunk[rows] = sample.trajectories[:, : venv.act_steps].cpu().numpy()

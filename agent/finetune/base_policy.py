@@ -7,15 +7,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from agent import checkpoint
+from agent import checkpoint, images
 from agent.errors import CheckpointError
 from env.normalizer import Normalizer
 
-FITTING = ("obs_dim", "action_dim", "horizon_steps", "denoising_steps", "cond_steps")
+FITTING = ("obs_dim", "action_dim", "horizon_steps", "denoising_steps", "cond_steps", "img_cond_steps")
 
 
 def find(cfg: DictConfig) -> Path:
-    """``base_policy_path``, or the newest pre-trained checkpoint under ``log_root`` whose task, dimensions and steps fit.
+    """``base_policy_path``, or the newest pre-trained checkpoint under ``log_root`` whose task, dimensions, steps and images fit.
 
     Raises:
         CheckpointError: nothing fits; names the command that makes one.
@@ -27,13 +27,16 @@ def find(cfg: DictConfig) -> Path:
         folder.glob(f"{cfg.env_name}_pre_*/*/checkpoint/state_*.pt"), key=lambda p: p.stat().st_mtime, reverse=True
     )
     for path in candidates:
-        config = checkpoint.load(path).get("config") or {}
-        if all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None):
+        payload = checkpoint.load(path)
+        config = payload.get("config") or {}
+        fits = all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None)
+        if fits and images.mismatch(images.of_checkpoint(payload), cfg) is None:
             return path
+    method = "pre_diffusion_mlp_img" if images.wanted(cfg) else "pre_diffusion_mlp"
     raise CheckpointError(
         f"base_policy_path: not given, and none of the {len(candidates)} pre-trained checkpoints under {folder} fits "
         f"({', '.join(f'{key}={cfg.get(key)}' for key in FITTING)}). Pre-train one first:\n"
-        f"  python script/run.py --config-name=pre_diffusion_mlp --config-dir=cfg/{cfg.benchmark}/pretrain/{cfg.env_name}\n"
+        f"  python script/run.py --config-name={method} --config-dir=cfg/{cfg.benchmark}/pretrain/{cfg.env_name}\n"
         "or pass base_policy_path=<.../checkpoint/state_<n>.pt>"
     )
 

@@ -13,14 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from agent import checkpoint
+from agent import checkpoint, images
 from agent.agent import build, resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval import EvalResult, evaluate
 from agent.eval.video import record_video
 from agent.finetune import base_policy
 from agent.finetune.ppo import PPO
-from agent.finetune.rollout import EpisodeTracker, Rollout, collect, to_torch
+from agent.finetune.preflight import check_memory
+from agent.finetune.rollout import EpisodeTracker, Rollout, collect
 from agent.logger import RunLogger, locate_run
 from agent.plots import learning_curve
 from agent.resume import resume_point
@@ -57,6 +58,8 @@ class FinetuneAgent:
         check_task(cfg.env)
         self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
         payload = resumed or checkpoint.load(self.base_path)
+        images.check(payload, cfg, self.base_path)
+        self.images = images.of_checkpoint(payload)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
         self.policy = build(cfg.model).to(self.device)
         if resumed is None:
@@ -65,6 +68,7 @@ class FinetuneAgent:
         env_cfg = OmegaConf.to_container(cfg.env, resolve=True)
         self.venv = make_vector_env(env_cfg, self.normalizer)
         self.eval_env = make_vector_env({**env_cfg, "render": False}, self.normalizer)
+        check_memory(self.policy, self.venv, cfg.train.n_steps, self.train, self._chain_shape())
         self.algorithm = PPO(self.policy, self.train, cfg.env.n_envs, self.generator)
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)
         self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0
@@ -175,13 +179,11 @@ class FinetuneAgent:
             self.tracker = EpisodeTracker.start(self.cfg.env.n_envs)
 
     def _allocate(self) -> Rollout:
-        policy, cfg = self.policy, self.cfg
-        chain_shape = (policy.n_chain_steps + 1, cfg.horizon_steps, cfg.action_dim)
-        rollout = Rollout.allocate(
-            self.train["n_steps"], cfg.env.n_envs, to_torch(self.obs, self.device), chain_shape, self.device
-        )
-        log.info("rollout buffers: %.2f GiB", rollout.n_bytes / 2**30)
-        return rollout
+        obs = {key: torch.as_tensor(value[:1]) for key, value in self.obs.items()}  # one row: shapes and types
+        return Rollout.allocate(self.train["n_steps"], self.cfg.env.n_envs, obs, self._chain_shape(), self.device)
+
+    def _chain_shape(self) -> tuple[int, int, int]:
+        return self.policy.n_chain_steps + 1, self.cfg.horizon_steps, self.cfg.action_dim
 
     def _collect(self, rollout: Rollout, bar: tqdm) -> dict[str, float]:
         started, n_chunks, done = time.perf_counter(), self.train["n_steps"], 0
@@ -221,6 +223,7 @@ class FinetuneAgent:
             "config": OmegaConf.to_container(cfg, resolve=True),
             "extra": {
                 "base_policy_path": str(self.base_path),
+                "images": self.images,
                 "before": self.before,
                 "env_steps": self.env_steps,
                 "wall_seconds": self.wall_seconds,

@@ -4,6 +4,16 @@ Every denoising step of the K fine-tuned ones is an action of a two-layer decisi
 action chunk that the chain ends in, discounted by ``gamma_denoising ** (K - 1 - k)``: the noisier the step, the smaller its say. Minibatches
 are drawn over (chunk, denoising step) *pairs*. A Gaussian policy is the case K = 1: the objective knows of a policy only ``log_prob``,
 ``value``, ``clip_range`` and ``denoising_discount``.
+
+Images
+------
+Each observation of a minibatch is encoded once (``policy.encode``), however many of its denoising steps are in it. For image policies a
+minibatch is therefore made of whole chains (``train.whole_chains``): ``batch_size / K`` observations instead of nearly ``batch_size``.
+
+``train.augment`` shifts the images at random, as published: one shift per observation and rollout, for actor and critic, in all epochs. The
+policy acted on images that were not shifted, so its recorded log-probabilities are no yardstick for the shifted ones (in the published code the
+ratio differs from 1 before anything was learned). Here the old log-probabilities are those of the policy before the update *on the same shifted
+images*: the ratio is exactly 1 at first, and from then on measures nothing but what the update did.
 """
 
 from __future__ import annotations
@@ -11,6 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,8 +33,12 @@ from agent.finetune.reward_scaling import RunningRewardScaler
 from agent.finetune.rollout import Rollout
 from agent.metrics import explained_variance
 from agent.optim import CosineAnnealingWarmupRestarts
+from model.common.modules import RandomShiftsAug
+from model.common.vision import shift_obs
 from model.types import Obs
 
+VALUE_ROWS = 10000  # state observations that are scored at once without gradients
+IMAGE_ROWS = 256  # image observations, unless train.logprob_batch_size says otherwise
 RATIO_TOLERANCE = 1e-3  # of |log ratio| before the first update: float32 rounding between batch sizes, nothing more
 
 
@@ -84,6 +99,7 @@ class PPO:
             self.critic_optimizer, max_lr=train["critic_lr"], **train["critic_lr_scheduler"]
         )
         self.scaler = RunningRewardScaler(n_envs, train["gamma"]) if train["reward_scale_running"] else None
+        self.shifts = RandomShiftsAug(pad=4)
         self.checked_ratio = False
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
@@ -101,12 +117,16 @@ class PPO:
             )
         obs = {key: value.flatten(0, 1) for key, value in rollout.obs.items()}
         metrics = {} if self.checked_ratio else self._check_ratio(rollout, obs, rows)
+        shifts = self._draw_shifts(obs, rollout)
         rewards = self.scaler(rollout.rewards, rollout.firsts) if self.scaler else rollout.rewards
-        advantages, returns, values = self._advantages(rollout, obs, rewards * self.train["reward_scale_const"])
+        advantages, returns, values = self._advantages(rollout, obs, shifts, rewards * self.train["reward_scale_const"])
         advantages = self._normalise(advantages.flatten(), rows)
         returns = returns.flatten()
         learn_actor = iteration >= self.train["n_critic_warmup_itr"]
-        metrics |= self._epochs(rollout, obs, rows, advantages, returns, values.flatten(), learn_actor)
+        data = _Data(obs, shifts, rollout.chains.flatten(0, 1), rollout.log_probs.flatten(0, 1))
+        if learn_actor and shifts is not None:
+            data.log_probs = self._log_probs(data, rows)
+        metrics |= self._epochs(data, rows, advantages, returns, values.flatten(), learn_actor)
         metrics |= {
             "explained_variance": float(explained_variance(values.flatten()[rows], returns[rows])),
             "values/mean": float(values.flatten()[rows].mean()),
@@ -134,18 +154,36 @@ class PPO:
             )
         return {"self_check/max_abs_log_ratio": worst}
 
-    def _advantages(self, rollout: Rollout, obs: Obs, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Advantages, returns and values, (S, N) each."""
-        shape = rewards.shape
+    def _draw_shifts(self, obs: Obs, rollout: Rollout) -> Tensor | None:
+        """Of every observation's images, (S * N, 2) pixels; None without images or ``train.augment``."""
+        if "rgb" not in obs or not self.train.get("augment", False):
+            return None
+        return self.shifts.draw(len(obs["rgb"]), self.generator, rollout.chains.device)
+
+    def _log_probs(self, data: _Data, rows: Tensor) -> Tensor:
+        """(S * N, K) of the policy as it is, on the observations as the update will see them."""
+        out = torch.zeros_like(data.log_probs)
+        with torch.no_grad():
+            for some in rows.split(self._rows_at_once(data.obs)):
+                out[some] = self.policy.chain_log_probs(data.look(some), data.chains[some])
+        return out
+
+    def _rows_at_once(self, obs: Obs) -> int:
+        return (self.train.get("logprob_batch_size") or IMAGE_ROWS) if "rgb" in obs else VALUE_ROWS
+
+    def _advantages(
+        self, rollout: Rollout, obs: Obs, shifts: Tensor | None, rewards: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Advantages, returns and values, (S, N) each. What bootstraps was never shifted, as published."""
+        shape, device = rewards.shape, rewards.device
+        everything = torch.arange(rewards.numel(), device=device)
         with torch.no_grad():
             values = torch.cat(
-                [self.policy.value(_take(obs, i)) for i in _splits(len(rewards.flatten()), rewards.device)]
+                [self.policy.value(_look(obs, i, shifts)) for i in everything.split(self._rows_at_once(obs))]
             ).view(shape)
-            final = torch.zeros(shape, device=values.device).flatten()
+            final = torch.zeros(shape, device=device).flatten()
             for index, last in rollout.final_obs:
-                final[index.to(values.device)] = self.policy.value(
-                    {key: value.to(values.device) for key, value in last.items()}
-                )
+                final[index.to(device)] = self.policy.value({key: value.to(device) for key, value in last.items()})
         train = self.train
         advantages, returns = generalized_advantage(
             rewards,
@@ -170,68 +208,104 @@ class PPO:
         return advantages
 
     def _epochs(
-        self,
-        rollout: Rollout,
-        obs: Obs,
-        rows: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-        values: Tensor,
-        learn_actor: bool,
+        self, data: _Data, rows: Tensor, advantages: Tensor, returns: Tensor, values: Tensor, learn_actor: bool
     ) -> dict[str, float]:
-        """``update_epochs`` passes over all pairs (actor) and all chunks (critic), in equally many minibatches."""
-        train, n_steps = self.train, rollout.log_probs.shape[2]
-        chains, old = rollout.chains.flatten(0, 1), rollout.log_probs.view(-1, n_steps)
-        n_pairs = len(rows) * n_steps
-        n_batches = max(1, round(n_pairs / train["batch_size"]))
-        policy_losses, kls, clip_fractions, value_losses = [], [], [], []
+        """``update_epochs`` passes over all pairs (actor) and all chunks (critic), in equally many minibatches; an optimiser step
+        per ``grad_accumulate`` of them (what remains at the end of an epoch makes a smaller step)."""
+        train, losses = self.train, _Losses()
         stopped = not learn_actor
         for _ in range(train["update_epochs"]):
-            pairs = torch.randperm(n_pairs, generator=self.generator, device=rows.device).tensor_split(n_batches)
-            chunks = torch.randperm(len(rows), generator=self.generator, device=rows.device).tensor_split(n_batches)
-            for pair, chunk in zip(pairs, chunks, strict=True):
+            pairs, chunks = self._minibatches(data, rows)
+            every = train.get("grad_accumulate") or 1
+            for start in range(0, len(pairs), every):
                 if not stopped:
-                    row, step = rows[pair // n_steps], pair % n_steps
-                    new = self.policy.log_prob(_take(obs, row), chains[row, step], chains[row, step + 1], step)
-                    weighted = advantages[row] * self.policy.denoising_discount(step)
-                    loss, kl, clipped = clipped_objective(new - old[row, step], weighted, self.policy.clip_range(step))
-                    self._step_actor(loss)
-                    policy_losses.append(loss.detach())
-                    kls.append(kl)
-                    clip_fractions.append(clipped)
+                    kl = self._learn_actor(data, rows, pairs[start : start + every], advantages, losses)
                     stopped = train["target_kl"] is not None and bool(kl > train["target_kl"])
-                if len(chunk):
-                    row = rows[chunk]
-                    value_loss = value_objective(
-                        self.policy.value(_take(obs, row)), returns[row], values[row], self.policy.clip_vloss_coef
-                    )
-                    self._step(train["vf_coef"] * value_loss, self.critic_optimizer, None)
-                    value_losses.append(value_loss.detach())
-        means = {
-            "loss/policy": policy_losses,
-            "approx_kl": kls,
-            "clip_fraction": clip_fractions,
-            "loss/value": value_losses,
-        }
-        metrics = {key: float(torch.stack(x).mean()) if x else math.nan for key, x in means.items()}
-        if not math.isfinite(metrics["loss/value"]) or (policy_losses and not math.isfinite(metrics["loss/policy"])):
+                self._learn_critic(data, rows, chunks[start : start + every], returns, values, losses)
+        metrics = losses.means()
+        if not math.isfinite(metrics["loss/value"]) or (losses.policy and not math.isfinite(metrics["loss/policy"])):
             raise UsageError(
                 f"a loss is not finite ({metrics}); nothing was saved after this. Lower train.actor_lr or train.critic_lr"
             )
-        return metrics | {"updates": float(len(policy_losses)), "kl_stopped": float(stopped and learn_actor)}
+        return metrics | {"updates": float(losses.updates), "kl_stopped": float(stopped and learn_actor)}
 
-    def _step_actor(self, loss: Tensor) -> None:
-        if self.eta_optimizer is None:
-            self._step(loss, self.actor_optimizer, self.train["max_grad_norm"])
+    def _minibatches(self, data: _Data, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Pairs (chunk * K + step) and chunks (both index ``rows``), shuffled and divided into equally many parts."""
+        n_steps = data.log_probs.shape[1]
+        n_pairs = len(rows) * n_steps
+        n_batches = max(1, round(n_pairs / self.train["batch_size"]))
+        whole = self.train.get("whole_chains")
+        if "rgb" in data.obs if whole is None else whole:
+            n_batches = min(n_batches, len(rows))
+            first = self._shuffled(len(rows), rows.device)[:, None] * n_steps
+            every = (first + torch.arange(n_steps, device=rows.device)).tensor_split(n_batches)
+            pairs = tuple(pair.flatten() for pair in every)
+        else:
+            pairs = self._shuffled(n_pairs, rows.device).tensor_split(n_batches)
+        return pairs, self._shuffled(len(rows), rows.device).tensor_split(n_batches)
+
+    def _shuffled(self, n: int, device: torch.device) -> Tensor:
+        return torch.randperm(n, generator=self.generator, device=device)
+
+    def _learn_actor(
+        self, data: _Data, rows: Tensor, pairs: tuple[Tensor, ...], advantages: Tensor, losses: _Losses
+    ) -> Tensor:
+        """One optimiser step on the mean over all of ``pairs``, one minibatch in memory at a time; returns the KL divergence."""
+        n_steps, total, kls = data.log_probs.shape[1], sum(map(len, pairs)), []
+        self._zero(self.actor_optimizer, self.eta_optimizer)
+        for pair in pairs:
+            row, step = rows[pair // n_steps], pair % n_steps
+            new = self._log_prob(data, row, step)
+            weighted = advantages[row] * self.policy.denoising_discount(step)
+            loss, kl, clipped = clipped_objective(
+                new - data.log_probs[row, step], weighted, self.policy.clip_range(step)
+            )
+            _share(loss, len(pair), total).backward()
+            losses.policy.append(loss.detach())
+            losses.kl.append(kl)
+            losses.clipped.append(clipped)
+            kls.append(_share(kl, len(pair), total))
+        self._step(self.actor_optimizer, self.train["max_grad_norm"])
+        if self.eta_optimizer is not None:
+            self.eta_optimizer.step()
+        losses.updates += 1
+        return kls[0] if len(kls) == 1 else torch.stack(kls).sum()
+
+    def _log_prob(self, data: _Data, row: Tensor, step: Tensor) -> Tensor:
+        """(B,) of pairs; rows that occur more than once are encoded once."""
+        if "rgb" in data.obs:
+            seen, inverse = torch.unique(row, return_inverse=True)
+            obs = {key: value[inverse] for key, value in self.policy.encode(data.look(seen)).items()}
+        else:
+            obs = data.look(row)
+        return self.policy.log_prob(obs, data.chains[row, step], data.chains[row, step + 1], step)
+
+    def _learn_critic(
+        self, data: _Data, rows: Tensor, chunks: tuple[Tensor, ...], returns: Tensor, values: Tensor, losses: _Losses
+    ) -> None:
+        total = sum(map(len, chunks))
+        if not total:
             return
-        self.eta_optimizer.zero_grad(set_to_none=True)
-        self._step(loss, self.actor_optimizer, self.train["max_grad_norm"])
-        self.eta_optimizer.step()
+        self._zero(self.critic_optimizer)
+        for chunk in chunks:
+            if not len(chunk):
+                continue
+            row = rows[chunk]
+            loss = value_objective(
+                self.policy.value(data.look(row)), returns[row], values[row], self.policy.clip_vloss_coef
+            )
+            _share(self.train["vf_coef"] * loss, len(chunk), total).backward()
+            losses.value.append(loss.detach())
+        self._step(self.critic_optimizer, None)
 
     @staticmethod
-    def _step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _zero(*optimizers: torch.optim.Optimizer | None) -> None:
+        for optimizer in optimizers:
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _step(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_grad_norm)
         optimizer.step()
@@ -259,10 +333,51 @@ class PPO:
         self.checked_ratio = state["checked_ratio"]
 
 
+@dataclass
+class _Data:
+    """What minibatches are taken from; M = S * N chunks."""
+
+    obs: Obs  # (M, ...)
+    shifts: Tensor | None  # (M, 2)
+    chains: Tensor  # (M, K + 1, Ta, Da)
+    log_probs: Tensor  # (M, K) that the ratio is relative to
+
+    def look(self, rows: Tensor) -> Obs:
+        """Observations as the learner sees them."""
+        return _look(self.obs, rows, self.shifts)
+
+
+@dataclass
+class _Losses:
+    """Of every minibatch, 0-d tensors; nothing waits for them before the end."""
+
+    policy: list[Tensor] = field(default_factory=list)
+    kl: list[Tensor] = field(default_factory=list)
+    clipped: list[Tensor] = field(default_factory=list)
+    value: list[Tensor] = field(default_factory=list)
+    updates: int = 0  # optimiser steps of the actor
+
+    def means(self) -> dict[str, float]:
+        """Over the minibatches; NaN where there were none."""
+        named = {
+            "loss/policy": self.policy,
+            "approx_kl": self.kl,
+            "clip_fraction": self.clipped,
+            "loss/value": self.value,
+        }
+        return {key: float(torch.stack(x).mean()) if x else math.nan for key, x in named.items()}
+
+
+def _share(loss: Tensor, n: int, total: int) -> Tensor:
+    """The part of a mean over ``total`` that a mean over ``n`` of them contributes."""
+    return loss if n == total else loss * (n / total)
+
+
 def _take(obs: Obs, rows: Tensor) -> Obs:
-    """Rows of every observation key, on the device of ``rows`` (images are stored on the host)."""
+    """Rows of every observation key, on the device of ``rows`` (images are stored on the host, and sent as uint8)."""
     return {key: value[rows.to(value.device)].to(rows.device) for key, value in obs.items()}
 
 
-def _splits(n: int, device: torch.device, size: int = 10000) -> tuple[Tensor, ...]:
-    return torch.arange(n, device=device).split(size)
+def _look(obs: Obs, rows: Tensor, shifts: Tensor | None) -> Obs:
+    """``_take``, with images moved by their ``shifts (M, 2)``."""
+    return shift_obs(_take(obs, rows), None if shifts is None else shifts[rows])

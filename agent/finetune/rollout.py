@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,10 +19,11 @@ SMALL_BATCH = 256  # rows below which a second thread costs more in synchronisat
 
 
 @contextmanager
-def threads_for(rows: int) -> Iterator[None]:
-    """One intra-operation thread for small batches on the CPU; torch's own number again afterwards."""
+def threads_for(rows: int, images: bool = False) -> Iterator[None]:
+    """One intra-operation thread for small batches on the CPU; torch's own number again afterwards. With images every batch is
+    large: one costs as much as hundreds of states."""
     usual = torch.get_num_threads()
-    if rows >= SMALL_BATCH or usual == 1:
+    if images or rows >= SMALL_BATCH or usual == 1:
         yield
         return
     torch.set_num_threads(1)
@@ -56,7 +58,7 @@ class Rollout:
     def allocate(
         cls, n_steps: int, n_envs: int, obs: Obs, chain_shape: tuple[int, ...], device: torch.device | str
     ) -> Rollout:
-        """Empty buffers for S = ``n_steps``; ``chain_shape = (K + 1, Ta, Da)``. Images are kept on the host."""
+        """Empty buffers for S = ``n_steps``; ``chain_shape = (K + 1, Ta, Da)``. Images are kept on the host, as uint8."""
         grid = (n_steps, n_envs)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -73,6 +75,16 @@ class Rollout:
         """Forget the last experience; every tensor is overwritten by the next."""
         self.final_obs.clear()
         self.valid.fill_(True)
+
+    @staticmethod
+    def bytes_for(
+        n_steps: int, n_envs: int, obs_shapes: Mapping[str, tuple[int, ...]], chain_shape: tuple[int, ...]
+    ) -> dict[str, int]:
+        """What ``allocate`` will take, by kind; ``obs_shapes`` without N."""
+        grid = n_steps * n_envs
+        images = grid * math.prod(obs_shapes["rgb"]) if "rgb" in obs_shapes else 0
+        state = grid * math.prod(obs_shapes["state"]) * 4
+        return {"images": images, "rest": state + grid * ((math.prod(chain_shape) + chain_shape[0]) * 4 + 4)}
 
     @property
     def n_bytes(self) -> int:
@@ -173,14 +185,14 @@ def collect(
         t0 = time.perf_counter()
         tensors = to_torch(obs, device)
         noise = torch.randn(n_envs, *policy.noise_shape, generator=generator, device=device)
-        with torch.no_grad(), threads_for(n_envs):
+        with torch.no_grad(), threads_for(n_envs, "rgb" in tensors):
             sample = policy.sample(tensors, deterministic=False, noise=noise)
         actions = sample.trajectories[:, : venv.act_steps].cpu().numpy()
+        for key, store in rollout.obs.items():  # before the step, which may draw its images over these
+            store[s] = torch.as_tensor(obs[key]) if store.device.type == "cpu" else tensors[key]
         t1 = time.perf_counter()
         result = venv.step(actions)
         t2 = time.perf_counter()
-        for key, value in tensors.items():
-            rollout.obs[key][s] = value
         rollout.chains[s], rollout.log_probs[s] = sample.chains, sample.log_probs
         done = result.terminated | result.truncated
         for name, value in (
@@ -212,5 +224,5 @@ def _keep_final_obs(rollout: Rollout, result: StepResult, s: int, last: bool) ->
     if len(rows):
         index = torch.as_tensor(s * len(result.reward) + rows)
         rollout.final_obs.append(
-            (index, to_torch({key: value[rows] for key, value in result.final_obs.items()}, "cpu"))
+            (index, to_torch({key: value[rows] for key, value in result.final_obs.items()}, "cpu"))  # [rows] copies
         )

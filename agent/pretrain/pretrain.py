@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from agent import checkpoint
+from agent import checkpoint, images, memory
 from agent.agent import build, read, resolve_device, seed_everything
 from agent.errors import DatasetError, UsageError
 from agent.logger import CHECKPOINTS, RunLogger, locate_run
@@ -81,6 +81,10 @@ class PretrainAgent:
         self.order = _generator(settings.seed, _ORDER)
         self.noise = _generator(settings.seed, _NOISE, self.device)
         self.epoch, self.wall_seconds, self._warned = 0, 0.0, False
+        self.images = None
+        if self.dataset.images is not None:
+            self.images = images.of_demonstrations(self.dataset.path)
+            self._check_memory()
         logdir, resume = locate_run(cfg)
         self.logger = RunLogger(logdir, cfg, resume)
         if resume:
@@ -89,6 +93,17 @@ class PretrainAgent:
             except BaseException:
                 self.logger.close()
                 raise
+
+    def _check_memory(self) -> None:
+        """Say what the run needs besides the demonstrations, which are loaded; raise ``UsageError`` where that is not free."""
+        some, noise = self.train_rows[:2], _generator(self.settings.seed, _DIAGNOSTICS, self.device)
+        kept = memory.saved_bytes(lambda: self.policy.loss(self._batch(some), noise).total, self.policy.parameters())
+        parts = {
+            "network, optimiser, average": memory.training_bytes(self.policy) * 5 // 4,
+            "a batch": kept * self.settings.batch_size // len(some),
+        }
+        log.info("demonstrations: %.2f GiB in memory", self.dataset.n_bytes / memory.GIB)
+        memory.preflight(parts, ["train.batch_size"], self.device)
 
     def run(self) -> dict[str, Any]:
         """Train to the end.
@@ -247,6 +262,7 @@ class PretrainAgent:
                 "order": self.order.get_state(),
                 "noise": self.noise.get_state(),
                 "ema_updates": self.ema.updates,
+                "images": self.images,
                 "wall_seconds": self.wall_seconds,
             },
         }

@@ -75,7 +75,8 @@ class Vision(nn.Module):
                 return cond
             raise ShapeError(
                 f"this network looks at images, but the observation has no 'rgb' (it has {', '.join(cond)}). Set "
-                "train_dataset.use_img: True in pre-training, env.use_image_obs: True in fine-tuning and evaluation"
+                "train_dataset.use_img: True in pre-training; in fine-tuning and evaluation take an environment with images "
+                "(a configuration whose name ends in _img)"
             )
         images, state = self._cameras(cond["rgb"]), cond["state"].flatten(1)  # (B, cameras, T * 3, H, W)
         tokens = self.backbone(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, cameras, N, D)

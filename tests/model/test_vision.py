@@ -345,7 +345,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"critic.augment"):
         ViTCritic(backbone(), DO, [29, 29, 29], augment=True)
     actor = network()
-    with pytest.raises(ShapeError, match=r"no 'rgb' \(it has state\).*use_image_obs"):
+    with pytest.raises(ShapeError, match=r"no 'rgb' \(it has state\).*name ends in _img"):
         actor.encode({"state": torch.zeros(B, TO, DO)})
     with pytest.raises(ShapeError, match=r"3 x num_img = 3.*\(3, 1, 6, 19, 23\)"):
         actor.encode(observation(cameras=2))
