@@ -187,6 +187,7 @@ POSITIVE = {
     "denoising_steps",
     "ft_denoising_steps",
     "n_episodes",
+    "train.render.freq",
     *(
         f"train.{key}"
         for key in (

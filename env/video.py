@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ ADVICE = (
     "no GPU is needed. "
 )
 _GIF_MAX_FPS = 12.5  # a GIF frame lasts a whole number of 10 ms; more frames only make it heavier
+_GIF_MAX_FRAMES, _GIF_COLOURS = 100, 64  # the MP4 is for looking closely
 _PROBE_SECONDS = 60.0
 _ENCODE_SECONDS = 60.0
 _PROBE_XML = (
@@ -57,16 +59,28 @@ def render_video(
 ) -> list[Path]:
     """Write ``<path>.mp4`` and ``<path>.gif`` of the states ``qpos (T, nq)``, one frame each.
 
-    ``camera``, ``geom_groups`` and ``timeout_s`` are those of ``render_frames``; A suffix of ``path`` is
+    ``camera``, ``geom_groups`` and ``timeout_s`` are those of ``render_frames``. A suffix of ``path`` is
     replaced; ``fps`` is the number of states per second (the GIF keeps every other one where that is more than
     12.5). Returns the files written: none, after a logged warning, where rendering or writing fails for
     whatever reason.
     """
-    path = Path(path)
     try:
         frames = render_frames(model, qpos, camera, width, height, geom_groups, timeout_s)
+    except EnvError as error:
+        log.warning("No video at %s: %s", path, error)
+        return []
+    return write_video(frames, path, fps)
+
+
+def write_video(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> list[Path]:
+    """Write ``frames (T, H, W, 3)`` as ``<path>.mp4`` and ``<path>.gif``, each whole or not at all.
+
+    Returns the files written; what cannot be written is a logged warning.
+    """
+    path = Path(path)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (EnvError, OSError) as error:
+    except OSError as error:
         log.warning("No video at %s: %s", path, error)
         return []
     written = []
@@ -140,11 +154,18 @@ def write_mp4(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> N
 
 
 def write_gif(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> None:
-    """Write ``frames (T, H, W, 3)`` as an endless GIF of at most 12.5 frames/s."""
+    """Write ``frames (T, H, W, 3)`` as an endless GIF at their speed: at most 12.5 frames/s, 100 frames and 64 colours.
+
+    All frames share one palette without dithering, so that what does not move takes no room.
+    """
     from PIL import Image
 
-    stride = int(np.ceil(fps / _GIF_MAX_FPS))
-    images = [Image.fromarray(frame) for frame in frames[::stride]]
+    stride = max(math.ceil(fps / _GIF_MAX_FPS), math.ceil(len(frames) / _GIF_MAX_FRAMES))
+    samples = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])
+    palette = Image.fromarray(samples).quantize(
+        _GIF_COLOURS, method=Image.Quantize.FASTOCTREE
+    )  # keeps small bright things
+    images = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames[::stride]]
     duration = max(10, 10 * round(100 * stride / fps))  # milliseconds; the format counts in steps of 10
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
 

@@ -11,7 +11,7 @@ from agent import checkpoint, images
 from agent.agent import resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval.evaluate import evaluate
-from agent.eval.video import record_video
+from agent.eval.video import EPISODES, record_video
 from agent.finetune import base_policy
 from agent.logger import RunLogger, locate_run
 from env.registry import check_task, make_vector_env
@@ -60,7 +60,7 @@ class EvalAgent:
         self.logger.log("itr", 0, result.metrics())
         video = None
         if cfg.env.save_video or cfg.render_num > 0:
-            seeds = result.seeds[: max(1, cfg.render_num)]
+            seeds = result.seeds[: cfg.render_num or EPISODES]
             video = record_video(self.policy, self.venv, seeds, self.logger.logdir / "render" / "episodes.mp4")
         out = {**result.to_dict(), "checkpoint": str(self.path), "video": video}
         self.logger.finish(out)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from agent.eval.evaluate import evaluate
-from env.protocol import VectorEnv
-from env.video import render_video, renderer_available
+from env.protocol import StepResult, VectorEnv
+from env.video import renderer_available
+from env.video_grid import Episode, render_grid
 
 log = logging.getLogger(__name__)
 
+EPISODES = 4  # of a video, where nobody says how many
 CONTROL_HZ = 20.0
 VISUAL_GEOMS = (1,)  # robosuite: group 0 collides, group 1 is seen
-CAMERA, SIZE = "agentview", (320, 320)
+CAMERA = "agentview"  # where a task names none of its own
 
 
 def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path: Path) -> str | None:
-    """Run the episodes of ``seeds`` one after another in one video (MP4 and GIF).
+    """Run the episodes of ``seeds`` and show them side by side in one video (MP4 and GIF; ``env/video_grid.py``).
 
     Returns:
         the GIF's path; None where nothing can render here (said once in the log, with what to install) or the environment keeps no motion.
@@ -33,13 +36,35 @@ def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path:
     if not available:
         log.warning("no video: %s", advice)
         return None
-    slots = range(min(len(seeds), venv.n_envs))
-    venv.record(list(slots))
-    evaluate(policy, venv, seeds=seeds)
-    episodes = sorted(venv.recorded(), key=lambda episode: list(seeds).index(episode.seed))
+    watched = _Watched(venv)
+    venv.record(list(range(min(len(seeds), venv.n_envs))))
+    evaluate(policy, watched, seeds=seeds)
+    recorded = sorted(venv.recorded(), key=lambda episode: list(seeds).index(episode.seed))
     venv.record([])
     # One model for all: what differs between episodes (the size of a cube by a millimetre) is not worth a second video.
-    model = venv.render_model(episodes[0].start)
-    qpos = np.concatenate([e.qpos for e in episodes])
-    files = render_video(model, qpos, path, CAMERA, *SIZE, fps=CONTROL_HZ, geom_groups=VISUAL_GEOMS)
+    model = venv.render_model(recorded[0].start)
+    episodes = [Episode(e.seed, e.qpos, watched.solved_at.get(e.seed)) for e in recorded]
+    camera = getattr(getattr(venv, "family", None), "camera", CAMERA)
+    files = render_grid(model, episodes, path, camera, CONTROL_HZ, VISUAL_GEOMS)
     return str(files[-1]) if files else None
+
+
+class _Watched:
+    """A ``VectorEnv`` that notes after how many control steps each episode was first seen solved (``solved_at``, by seed; to a chunk)."""
+
+    def __init__(self, venv: VectorEnv) -> None:
+        self._venv, self._steps = venv, {}
+        self.solved_at: dict[int, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._venv, name)
+
+    def step(self, chunk: np.ndarray) -> StepResult:
+        """See ``VectorEnv.step``."""
+        result = self._venv.step(chunk)
+        for i in np.flatnonzero(result.info["active"]):
+            seed = int(result.info["seed"][i])
+            self._steps[seed] = self._steps.get(seed, 0) + int(result.info["steps"][i])
+            if result.success[i]:
+                self.solved_at.setdefault(seed, self._steps[seed])
+        return result

@@ -17,7 +17,7 @@ from agent import checkpoint, images
 from agent.agent import build, resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval import EvalResult, evaluate
-from agent.eval.video import record_video
+from agent.eval.video import EPISODES, record_video
 from agent.finetune import base_policy
 from agent.finetune.ppo import PPO
 from agent.finetune.preflight import check_memory
@@ -154,6 +154,8 @@ class FinetuneAgent:
         result = self._run_evaluation(self.train["final_eval_seed"], self.train["final_eval_episodes"], "base policy")
         log.info("base policy: %s", result)
         self.logger.log("itr", 0, {"env_steps": 0, "time/wall": 0.0, **result.metrics()})
+        if self._video_due():
+            self._video("itr_0", self.train["render"]["num"])
         return result.to_dict()
 
     def _run_evaluation(self, first_seed: int, episodes: int, label: str) -> EvalResult:
@@ -162,10 +164,18 @@ class FinetuneAgent:
     def _evaluate(self) -> dict[str, float]:
         result = self._run_evaluation(self.train["eval_seed"], self.train["eval_episodes"], "evaluate")
         log.info("itr %d  %s", self.iteration, result)
-        render, count = self.train["render"], self.iteration // self.train["val_freq"]
-        if self.cfg.env.save_video and render["num"] > 0 and count % render["freq"] == 0:
-            self._video(f"itr_{self.iteration}", render["num"])
+        if self._video_due():
+            self._video(f"itr_{self.iteration}", self.train["render"]["num"])
         return result.metrics()
+
+    def _video_due(self) -> bool:
+        """Videos show evaluations: the first one in every ``train.render.freq`` iterations."""
+        render, before = self.train["render"], self.iteration - self.train["val_freq"]
+        return (
+            bool(self.cfg.env.save_video)
+            and render["num"] > 0
+            and self.iteration // render["freq"] > before // render["freq"]
+        )
 
     def _video(self, name: str, episodes: int) -> str | None:
         seeds = [self.train["eval_seed"] + k for k in range(episodes)]
@@ -267,7 +277,7 @@ class FinetuneAgent:
         log.info("after:  %s", after)
         logdir = self.logger.logdir
         picture = learning_curve(logdir / "metrics.jsonl", logdir / "learning_curve.png", self.cfg.name, after)
-        video = self._video("final", max(1, self.train["render"]["num"]))
+        video = self._video("final", self.train["render"]["num"] or EPISODES)
         result = {
             "before": self.before,
             "after": after.to_dict(),

@@ -76,6 +76,7 @@ class Transport(SuiteTask):
         "transport_start_bin", "transport_start_bin_lid", "payload", "transport_target_bin", "trash", "transport_trash_bin",
     )  # fmt: skip
     n_extra, own_models = 1, True  # the hammer head's half-size (m)
+    camera = "frontview"  # shows both arms
     control_kernel, observe_kernel = _control, _observe
     layout: ClassVar[dict[str, slice]] = arm_layout(2, 41)
 

@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from env import video
+from env import video, video_grid
 from env.errors import EnvError
 
 W, H, T = 70, 46, 3
@@ -196,3 +196,110 @@ def test_the_users_choice_of_back_end_comes_first(monkeypatch, chosen, expected)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("MUJOCO_GL", chosen)
     assert video._backends() == expected
+
+
+def test_a_gif_is_light_and_keeps_its_colours_and_speed(tmp_path):
+    """250 frames at 10/s with a thin red border from frame 125 on, and little else that is red."""
+    from PIL import Image
+
+    frames = np.random.default_rng(3).integers(90, 110, (1, 40, 60, 3), np.uint8).repeat(250, 0)
+    for k in range(250):
+        frames[k, 10:16, k % 50 : k % 50 + 7] = 255  # every frame differs a little
+    frames[125:, :, :1] = (215, 40, 40)
+    video.write_gif(frames, tmp_path / "a.gif", fps=10)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 84 and gif.info["duration"] == 300  # every third
+        borders = []
+        for k in (0, 83):
+            gif.seek(k)
+            borders.append(np.asarray(gif.convert("RGB"))[20, 0].astype(int))
+    assert abs(borders[0] - 100).max() < 25
+    assert abs(borders[1] - (215, 40, 40)).max() < 25
+
+
+# ------------------------------------------------------------------------------------------------ side by side
+
+
+def test_tiles_stand_row_by_row_and_wait_for_the_longest():
+    tiles = [np.full((n, 2, 3, 3), 10 * k, np.uint8) for k, n in enumerate((4, 1, 3, 2, 2), start=1)]
+    tiles[2][:] += np.arange(3, dtype=np.uint8)[:, None, None, None]
+    out = video_grid.compose(tiles, hold=2)
+    assert out.shape == (6, 4, 9, 3)  # 2 rows of 3 columns
+    assert (out[:, :2, 3:6] == 20).all() and (out[:, 2:, 3:6] == 50).all()
+    assert out[:, 0, 6, 0].tolist() == [30, 31, 32, 32, 32, 32]
+    assert (out[:, 2:, 6:] == 255).all()
+
+
+@pytest.mark.parametrize("n, columns", [(1, 1), (2, 2), (3, 2), (4, 2), (5, 3), (9, 3), (10, 4)])
+def test_grids_are_nearly_square(n, columns):
+    assert video_grid.columns_of(n) == columns
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What would have been written: (frames, frames per second)."""
+    calls = []
+    monkeypatch.setattr(video_grid, "write_video", lambda frames, path, fps: calls.append((frames, fps)) or [path])
+    return calls
+
+
+def moving_ball(n: int) -> np.ndarray:
+    return np.stack([np.linspace(-0.8, 0.8, n), np.zeros(n)], axis=1)
+
+
+def test_episodes_side_by_side_with_their_outcome(renders, model, written):
+    """At 4 rows per second: one solved at row 6 of 31 (shown to row 10), one that fails at row 17, one solved at the end."""
+    episodes = [
+        video_grid.Episode(11, moving_ball(31), solved_at=6),
+        video_grid.Episode(12, moving_ball(18)),
+        video_grid.Episode(13, moving_ball(4), solved_at=3),
+    ]
+    assert video_grid.render_grid(model, episodes, "x", "side", hz=4.0)
+    (frames, fps), width, height = written[0], 240, 180
+    assert fps == 2.0 and frames.shape == (
+        10 + 2,
+        2 * (height + 24),
+        2 * (width + 8),
+        3,
+    )  # 10 for row 17, a second more
+    corners = [frames[:, top, left] for top, left in ((1, 1), (1, width + 9), (height + 25, 1))]
+    colours = {video_grid.RUNNING: "-", video_grid.SOLVED: "+", video_grid.FAILED: "x"}
+    assert ["".join(colours[tuple(c)] for c in corner) for corner in corners] == [
+        "---" + "+" * 9,  # rows 0, 2, 4, then 6, 8, 10
+        "-" * 9 + "x" * 3,  # rows 0 ... 16, then 17
+        "--" + "+" * 10,  # rows 0, 2, 3
+    ]
+    pixels = height / 2 / (3 * np.tan(np.radians(30)))  # per metre, as above
+    for k, row in ((0, 0), (3, 6), (5, 10), (11, 10)):
+        x = centre(frames[k, 4 : 4 + height, 4 : 4 + width])[0] - (width - 1) / 2
+        assert x == pytest.approx(moving_ball(31)[row, 0] * pixels, abs=1.5)
+    captions = frames[0, height + 4 : height + 20, 4 : 4 + width], frames[0, height + 4 : height + 20, width + 12 : -4]
+    assert all((c < 90).any() and (c == 255).mean() > 0.7 for c in captions)
+    assert (captions[0] != captions[1]).any()
+
+
+def test_captions_name_seed_and_outcome():
+    assert video_grid.caption(video_grid.Episode(1000003, np.zeros((61, 2)), 57), 20) == "seed 1000003: solved (2.9 s)"
+    assert video_grid.caption(video_grid.Episode(7, np.zeros((61, 2))), 20) == "seed 7: failed (3.0 s)"
+
+
+def test_a_long_episode_shows_fewer_frames_at_the_same_speed(model, written, monkeypatch):
+    drawn = []
+
+    def render(_model, qpos, camera, width, height, groups):
+        drawn.append(qpos)
+        return np.zeros((len(qpos), height, width, 3), np.uint8)
+
+    monkeypatch.setattr(video_grid, "render_frames", render)
+    qpos = np.stack([np.arange(801.0), np.zeros(801)], 1)
+    assert video_grid.render_grid(model, [video_grid.Episode(1, qpos)], "x", hz=20.0)
+    assert drawn[0][:, 0].tolist() == [*range(0, 800, 5), 800]
+    assert written[0][1] == 4.0 and len(written[0][0]) == 161 + 4
+
+
+def test_a_grid_that_cannot_be_drawn_is_a_warning(model, tmp_path, caplog):
+    episodes = [video_grid.Episode(1, np.full((2, 2), np.nan))]
+    with caplog.at_level(logging.WARNING):
+        assert video_grid.render_grid(model, episodes, tmp_path / "a", "side") == []
+        assert video_grid.render_grid(model, [], tmp_path / "a", "side") == []
+    assert "NaN" in caplog.text and "no episode" in caplog.text and list(tmp_path.iterdir()) == []
