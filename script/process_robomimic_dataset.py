@@ -158,15 +158,13 @@ def targets(args: argparse.Namespace, task: str) -> _Targets:
 
 def check_replay(file: RobomimicFile, demos: Sequence[Demo]) -> bool:
     """Replay ``demos`` in the engine, print what came of it, and say whether all went as recorded."""
-    from env.registry import make_vector_env
+    from env.registry import family
     from env.robomimic.replay import SAME_STATE, SAME_STEP, Recording, replay
 
-    venv = make_vector_env({"name": file.task, "n_envs": 1, "act_steps": 1, "max_episode_steps": 1})
     recordings = [
         Recording(d.name, states, d.actions, d.rewards, xml) for d in demos for states, xml in [file.physics(d.name)]
     ]
-    results = replay(venv.family, recordings)
-    venv.close()
+    results = replay(family(file.task), recordings)
     final = np.array([r.final for r in results])
     same, chaotic = sum(r.same for r in results), sum(r.chaotic for r in results)
     agree = sum(r.solved == r.recorded_solved for r in results)
@@ -224,7 +222,7 @@ def _write_about(
         "task": file.task,
         "robosuite_version": ".".join(map(str, file.meta.version)),
         "obs_keys": dict(file.obs_keys),
-        "cameras": None if file.cameras is None else list(file.cameras),
+        **_images(file),
         "filter_key": args.filter_key,
         "episodes": len(demos),
         "train_episodes": [demos[i].name for i in train],
@@ -233,6 +231,13 @@ def _write_about(
     }
     with atomic_write(path) as out:
         out.write((json.dumps(about, indent=2) + "\n").encode())
+
+
+def _images(file: RobomimicFile) -> dict[str, object]:
+    """What ``agent/images.py`` wants to know: robosuite's own rendering is what ``faithful`` reproduces."""
+    if file.cameras is None:
+        return {}
+    return {"render_quality": "faithful", "cameras": list(file.cameras), "image_size": list(file.image_shape()[1:])}
 
 
 def main(argv: list[str] | None = None) -> None:

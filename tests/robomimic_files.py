@@ -1,6 +1,7 @@
 """HDF5 files in robomimic's layout, written with h5py alone: what the reader is tested against.
 
-``python -m tests.robomimic_files engine 100 lift_100.hdf5`` makes a big one (``engine`` or ``robosuite``).
+``python -m tests.robomimic_files engine 100 lift_100.hdf5 lift 100`` makes a big one (``engine`` or ``robosuite``, episodes,
+file, task, control steps).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 70
+SUITE_NAMES = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare", "transport": "TwoArmTransport"}
 
 
 def env_args(task: str = "lift", **changes) -> dict:
@@ -49,64 +51,83 @@ def write_file(path, demos: list[dict], args: dict, masks: dict[str, list[str]] 
     return Path(path)
 
 
-def lift_obs(full: np.ndarray) -> dict[str, np.ndarray]:
-    """Our Lift observations (T, 19) under robomimic's keys, with some that nobody asked for."""
-    columns = {"robot0_eef_pos": (0, 3), "robot0_eef_quat": (3, 7), "robot0_gripper_qpos": (7, 9), "object": (9, 19)}
-    return {key: full[:, a:b] for key, (a, b) in columns.items()} | {"robot0_joint_pos": np.zeros((len(full), 7))}
-
-
-def engine_demos(n: int, steps: int = STEPS, seed: int = 0) -> list[dict]:
-    """``n`` Lift episodes of the scripted expert in the engine, the model at full precision."""
+def engine_demos(n: int, task: str = "lift", steps: int = STEPS, seed: int = 0) -> list[dict]:
+    """``n`` episodes in the engine, of the scripted expert where the task has one; the models at full precision."""
     from env.engine.library import SOLVED
     from env.engine.pool import Simulations
-    from env.robomimic.lift import Lift
-    from env.robomimic.lift_expert import LiftExpert
+    from env.registry import EXPERTS, family
 
-    family, demos = Lift(), []
-    starts = np.stack([family.draw(np.random.default_rng((seed, k))) for k in range(n)])
-    simulations = Simulations(family, n, n_threads=1)
+    world, rng = family(task), np.random.default_rng(seed)
+    starts = np.stack([world.draw(np.random.default_rng((seed, k))) for k in range(n)])
+    simulations = Simulations(world, n, n_threads=1)
     simulations.begin(range(n), starts)
-    expert = LiftExpert(n, np.random.default_rng(seed), noise=0.1)
-    log = {"states": [], "actions": [], "obs": [], "rewards": []}
-    for _ in range(steps):
-        obs = simulations.history[:, 0].copy()
-        actions = expert.act(obs)
-        log["obs"].append(obs)
-        log["actions"].append(actions)
-        log["states"].append(np.stack([np.concatenate([[d.time], d.qpos, d.qvel]) for d in simulations.data]))
+    noise = 0.1 if task == "lift" else 1.0
+    expert = EXPERTS[task].make(n, np.random.default_rng(seed), noise=noise, retry=True) if task in EXPERTS else None
+    motions = np.stack([smooth(rng, steps, world.action_dim) for _ in range(n)])
+    log = {"states": [], "actions": [], "full": [], "rewards": []}
+    for t in range(steps):
+        full = simulations.history[:, 0].copy()
+        actions = motions[:, t] if expert is None else expert.act(full)
+        states = np.stack([np.concatenate([[d.time], d.qpos, d.qvel]) for d in simulations.data])
         done = simulations.run(np.arange(n), actions[:, None], np.ones(n, np.int64))
+        for key, value in (("full", full), ("actions", actions), ("states", states)):
+            log[key].append(value)
         log["rewards"].append(((done.bits & SOLVED) != 0).astype(np.float64))
+    simulations.close()
     arrays = {key: np.stack(value, axis=1) for key, value in log.items()}
+    demos = []
     for k in range(n):
+        obs = {key: arrays["full"][k][:, columns] for key, columns in world.layout.items()}
+        obs["robot0_joint_pos"] = np.zeros((steps, 7))  # nobody asked for it
         own = {key: arrays[key][k] for key in ("states", "actions", "rewards")}
-        demos.append(own | {"obs": lift_obs(arrays["obs"][k]), "model": model_with_cube(family._xml, starts[k, :3])})
+        demos.append(own | {"obs": obs, "model": model_with(task, world._xml, starts[k])})
     return demos
 
 
-def robosuite_demos(n: int, steps: int = STEPS, seed: int = 0) -> list[dict]:
-    """``n`` Lift episodes of genuine robosuite under a plain grasp, as robomimic records them: ``get_xml``, flattened
-    states, observations as robosuite 1.5 gives them."""
-    from env.robomimic import reference
+def robosuite_demos(n: int, task: str = "lift", steps: int = STEPS, seed: int = 0) -> list[dict]:
+    """``n`` episodes of genuine robosuite 1.5 as robomimic records them: ``get_xml``, flattened states, robosuite's own
+    arrangement of observations. Lift is grasped, the other tasks' arms wander."""
+    from env.robomimic.suite import make_suite_env
 
-    env, demos = reference.make_reference_lift(seed=seed), []
-    rng = np.random.default_rng(seed)
-    for k in range(n):
-        obs = env.reset() if k else env._get_observations(force_update=True)
-        demo = {"states": [], "actions": [], "rewards": [], "full": [], "model": env.sim.model.get_xml()}
+    arms = 2 if task == "transport" else 1
+    env, demos, rng = make_suite_env(SUITE_NAMES[task], ["Panda"] * arms, seed=seed), [], np.random.default_rng(seed)
+    for _ in range(n):
+        obs, motion = env.reset(), smooth(rng, steps, 7 * arms)
+        log, seen = {"states": [], "actions": [], "rewards": []}, {}
+        model = env.sim.model.get_xml()
         for t in range(steps):
-            action = np.clip(reference.scripted_grasp(reference.observation(obs), t), -1, 1)
-            action[:6] += 0.05 * rng.standard_normal(6)
-            action = np.clip(action, -1, 1)
-            full = reference.observation(obs)
-            full[16:] *= -1.0  # 1.5's own sign
-            for key, value in (("states", env.sim.get_state().flatten()), ("actions", action), ("full", full)):
-                demo[key].append(value)
+            action = motion[t]
+            if task == "lift":
+                action = np.clip(grasp(obs["gripper_to_cube_pos"], t) + 0.05 * rng.standard_normal(7) * (t < 40), -1, 1)
+            log["states"].append(env.sim.get_state().flatten())
+            log["actions"].append(action)
+            for key, value in obs.items():
+                if key.startswith("robot") or key == "object-state":
+                    seen.setdefault(key.replace("object-state", "object"), []).append(np.atleast_1d(value).copy())
             obs, reward, *_ = env.step(action)
-            demo["rewards"].append(reward)
-        arrays = {key: np.array(demo[key]) for key in ("states", "actions", "rewards", "full")}
-        demos.append(arrays | {"obs": lift_obs(arrays.pop("full")), "model": demo["model"]})
+            log["rewards"].append(reward)
+        arrays = {key: np.array(value) for key, value in log.items()}
+        demos.append(arrays | {"obs": {key: np.array(value) for key, value in seen.items()}, "model": model})
     env.close()
     return demos
+
+
+def grasp(to_cube: np.ndarray, t: int) -> np.ndarray:
+    """Hover, go down, close, lift: 70 control steps."""
+    action = np.zeros(7)
+    action[:3] = np.clip(10.0 * (to_cube + [0, 0, 0.08 * (t < 15)]), -1, 1) * (t < 30)
+    action[2] += 0.6 * (t >= 40)
+    action[6] = -1.0 if t < 30 else 1.0
+    return action
+
+
+def smooth(rng: np.random.Generator, steps: int, dim: int) -> np.ndarray:
+    """Coherent random motion (steps, dim) in [-1, 1]."""
+    x, out = np.zeros(dim), np.zeros((steps, dim))
+    for t in range(steps):
+        x = 0.9 * x + 0.2 * rng.standard_normal(dim)
+        out[t] = np.clip(x, -1, 1)
+    return out
 
 
 def synthetic_demos(
@@ -141,24 +162,32 @@ def synthetic_demos(
     return demos
 
 
-def model_with_cube(xml: str, size: np.ndarray) -> str:
-    """The MJCF with another cube."""
+def model_with(task: str, xml: str, start: np.ndarray) -> str:
+    """The MJCF of the episode that began with ``start``."""
+    sizes = {}
+    if task == "lift":
+        sizes = {"cube_g0": start[:3], "cube_g0_vis": start[:3]}
+    elif task == "transport":
+        sizes = {"payload_head": start[0] * np.array([2.0, 1.0, 1.0])}
     root = ElementTree.fromstring(xml)
     for geom in root.iter("geom"):
-        if geom.get("name", "").startswith("cube_g0"):
-            geom.set("size", " ".join(repr(float(x)) for x in size))
+        if geom.get("name") in sizes:
+            geom.set("size", " ".join(repr(float(x)) for x in sizes[geom.get("name")]))
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def suite_args(task: str = "lift") -> dict:
+    """``env_args`` of robosuite 1.5 with the controller in the world's frame."""
+    args = env_args(task) | {"env_version": "1.5.2"}
+    args["env_kwargs"]["controller_configs"]["input_ref_frame"] = "world"
+    return args
+
+
 def main(argv: list[str]) -> None:
-    """Entry point: engine | robosuite, how many, file."""
-    kind, n, path = argv[0], int(argv[1]), argv[2]
-    demos = {"engine": engine_demos, "robosuite": robosuite_demos}[kind](n)
-    args = env_args()
-    if kind == "robosuite":
-        args["env_version"] = "1.5.2"
-        args["env_kwargs"]["controller_configs"]["input_ref_frame"] = "world"
-    write_file(path, demos, args)
+    """Entry point: engine | robosuite, how many, file[, task, steps]."""
+    kind, n, path, task, *steps = argv[0], int(argv[1]), argv[2], *(argv[3:] or ["lift"])
+    make, args = {"engine": (engine_demos, env_args), "robosuite": (robosuite_demos, suite_args)}[kind]
+    write_file(path, make(n, task, *map(int, steps)), args(task))
 
 
 if __name__ == "__main__":

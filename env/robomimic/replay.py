@@ -220,12 +220,8 @@ def _set_state(simulations: Simulations, i: int, state: np.ndarray, columns: _Co
     mujoco.mj_forward(simulations.models[i], data)
 
 
-def _cube_size(recording: Recording) -> Sequence[float]:
-    """Half-sizes (3, m) of Lift's cube, which every episode draws anew."""
-    return _box_size(recording, "cube_g0")
-
-
 def _box_size(recording: Recording, geom: str) -> Sequence[float]:
+    """Half-sizes (3, m) of a box in the recorded model."""
     if recording.model_xml is None:
         raise EnvError(f"{recording.name}: no model_file, which tells the size of this episode's objects")
     for element in _parsed(recording).iter("geom"):
@@ -241,5 +237,6 @@ def _box_size(recording: Recording, geom: str) -> Sequence[float]:
 
 
 _EXTRA: dict[str, Callable[[Recording], Sequence[float]]] = {  # task -> the first numbers of its start
-    "lift": _cube_size,
+    "lift": lambda recording: _box_size(recording, "cube_g0"),  # the cube's half-sizes
+    "transport": lambda recording: _box_size(recording, "payload_head")[1:2],  # the hammer head's
 }
