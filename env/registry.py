@@ -54,28 +54,18 @@ class Expert:
     until_success: bool = True  # try until it succeeds, and end there (otherwise: one try, all ``steps`` recorded)
 
 
-def _lift_expert(n: int, rng: np.random.Generator, noise: float, retry: bool = False) -> Any:
-    from env.robomimic.lift_expert import LiftExpert
+def _expert(task: str, kind: str) -> Callable[..., Any]:
+    def make(n: int, rng: np.random.Generator, noise: float, retry: bool) -> Any:
+        return getattr(importlib.import_module(f"env.robomimic.{task}_expert"), kind)(n, rng, noise=noise, retry=retry)
 
-    return LiftExpert(n, rng, noise=noise, retry=retry)
-
-
-def _can_expert(n: int, rng: np.random.Generator, noise: float, retry: bool = True) -> Any:
-    from env.robomimic.can_expert import CanExpert
-
-    return CanExpert(n, rng, noise=noise, retry=retry)
-
-
-def _square_expert(n: int, rng: np.random.Generator, noise: float, retry: bool = True) -> Any:
-    from env.robomimic.square_expert import SquareExpert
-
-    return SquareExpert(n, rng, noise=noise, retry=retry)
+    return make
 
 
 EXPERTS: dict[str, Expert] = {
-    "lift": Expert("robomimic", _lift_expert, steps=100, noise=0.3, until_success=False),
-    "can": Expert("robomimic", _can_expert, steps=300, noise=1.0),
-    "square": Expert("robomimic", _square_expert, steps=400, noise=1.0),
+    "lift": Expert("robomimic", _expert("lift", "LiftExpert"), steps=100, noise=0.3, until_success=False),
+    "can": Expert("robomimic", _expert("can", "CanExpert"), steps=300, noise=1.0),
+    "square": Expert("robomimic", _expert("square", "SquareExpert"), steps=400, noise=1.0),
+    "transport": Expert("robomimic", _expert("transport", "TransportExpert"), steps=800, noise=1.0),
 }
 
 
