@@ -90,6 +90,8 @@ _ENV: Section = {
     "save_video": bool,
     "render": bool,
     "n_threads": _optional(int),
+    "leave_out_unused": bool,
+    "img_cond_steps": int,
     "render_quality": str,
     "wrappers": {
         "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
