@@ -278,14 +278,19 @@ def _fingerprint(file: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def kernel_folder(file: str) -> str:
+    """Where the compiled kernels of ``file`` belong, as its sources stand; it need not exist."""
+    base = numba.config.CACHE_DIR or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "d2ppo"
+    )
+    return os.path.join(base, "kernels-" + _fingerprint(file))
+
+
 def _cache_folder(file: str) -> str:
     """A writable folder for compiled kernels; without one, a temporary folder (they are then compiled anew each
     time).
     """
-    base = numba.config.CACHE_DIR or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "d2ppo"
-    )
-    folder = os.path.join(base, "kernels-" + _fingerprint(file))
+    folder = kernel_folder(file)
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
