@@ -21,15 +21,15 @@ Factory = Callable[[Mapping[str, Any]], VectorEnv]
 
 
 @functools.cache
-def family(name: str) -> Any:
+def family(name: str, leave_out_unused: bool = True) -> Any:
     """The robomimic task of that name, built once per process (2 s): training and evaluation share it."""
     module, kind = ROBOMIMIC[name]
-    return getattr(importlib.import_module(module), kind)()
+    return getattr(importlib.import_module(module), kind)(leave_out_unused=leave_out_unused)
 
 
 def _robomimic(name: str) -> Factory:
     def make(cfg: Mapping[str, Any]) -> VectorEnv:
-        return _engine_env(family(name), cfg, wrapper="robomimic_lowdim")
+        return _engine_env(family(name, bool(cfg.get("leave_out_unused", True))), cfg, wrapper="robomimic_lowdim")
 
     return make
 

@@ -8,8 +8,8 @@ relative pose first and computes it from the can's pose of one control step ago.
 Action (7) as in Lift. Reward 1 per control step (20 Hz) in which the can is inside its compartment's box, 0 to 0.1 m above
 the bin, and the gripper more than 42 mm from its centre; nothing ends an episode but time.
 
-robosuite also throws milk, bread and cereal to (10, 10, 10) and simulates them there, never to be used: they are left out
-(nv 33 -> 15), and the solver's tolerance, which depends on the model's size, is kept.
+robosuite also throws milk, bread and cereal to (10, 10, 10) and simulates them there, never to be used: they are left
+out (nv 33 -> 15), unless asked for; see ``SuiteTask``.
 """
 
 from __future__ import annotations

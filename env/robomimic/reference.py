@@ -13,44 +13,55 @@ from env.engine.library import handles_of
 from env.engine.pool import Simulations
 from env.robomimic import suite
 from env.robomimic.lift import Lift
+from env.robomimic.task import SuiteTask
 
-_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+_ARM = ("eef_pos", "eef_quat", "gripper_qpos")
+
+
+def make_reference(task: SuiteTask | type[SuiteTask], seed: int | None = None, lite_physics: bool = True) -> Any:
+    """robosuite's own task, set up as the engine reproduces it. Right after construction it is in our episode ``seed``."""
+    return suite.make_suite_env(task.suite_task, task.robots, seed=seed, lite_physics=lite_physics)
 
 
 def make_reference_lift(seed: int | None = None, lite_physics: bool = True) -> Any:
-    """robosuite's own Lift, set up as the engine reproduces it. Right after construction it is in our episode
-    ``seed``.
-    """
-    return suite.make_suite_env("Lift", ["Panda"], seed=seed, lite_physics=lite_physics)
+    """``make_reference`` of Lift."""
+    return make_reference(Lift, seed, lite_physics)
 
 
-def start_of(suite_env: Any, lift: Lift) -> np.ndarray:
-    """``Lift.draw`` of the episode robosuite has just begun, exact but for rounding in the cube's yaw."""
-    qpos, at = suite_env.sim.data._data.qpos, lift.ids[-1]
-    cube = qpos[suite_env.sim.model._model.jnt_qposadr[suite_env.sim.model._model.body_jntadr[at]] :][:7]
-    joints = suite_env.robots[0].part_controllers["right"].initial_joint
-    return np.array([*suite_env.cube.size, *joints, *cube[:2], 2.0 * np.arctan2(cube[6], cube[3]) % (2 * np.pi)])
-
-
-def bind(suite_env: Any, lift: Lift, n: int = 1, n_threads: int = 1) -> Simulations:
+def bind(suite_env: Any, task: SuiteTask, n: int = 1, n_threads: int = 1) -> Simulations:
     """``n`` engine simulations at the exact state of the episode robosuite has just begun."""
-    simulations = Simulations(lift, n, n_threads=n_threads)
-    simulations.begin(range(n), np.tile(start_of(suite_env, lift), (n, 1)))
-    for i in range(n):
-        simulations.data[i].qpos[:] = suite_env.sim.data._data.qpos
-        mujoco.mj_forward(simulations.models[i], simulations.data[i])
-        simulations.observe(i)
+    simulations = Simulations(task, n, n_threads=n_threads)
+    simulations.begin(range(n), np.tile(task.start_of(suite_env), (n, 1)))
     return simulations
+
+
+def shared_state(model: mujoco.MjModel, whole: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
+    """Where the coordinates and the velocities of ``model`` are in ``whole``, which may have more bodies: by joint."""
+    qpos, qvel = [], []
+    for j in range(model.njnt):
+        name = model.joint(j).name
+        width, speeds = {0: (7, 6), 1: (4, 3)}.get(int(model.jnt_type[j]), (1, 1))
+        there = whole.joint(name)
+        qpos += range(int(there.qposadr[0]), int(there.qposadr[0]) + width)
+        qvel += range(int(there.dofadr[0]), int(there.dofadr[0]) + speeds)
+    return np.array(qpos), np.array(qvel)
+
+
+def coordinates(suite_env: Any, model: mujoco.MjModel) -> np.ndarray:
+    """robosuite's present coordinates of the joints that ``model`` has: (nq,)."""
+    return suite_env.sim.data._data.qpos[shared_state(model, suite_env.sim.model._model)[0]]
 
 
 def resynchronise(simulations: Simulations, i: int, suite_env: Any) -> None:
     """Put simulation ``i``, bound to the same episode, into robosuite's present state, controllers included."""
-    model, data = suite_env.sim.model._model, suite_env.sim.data._data
-    state = np.zeros(mujoco.mj_stateSize(model, _STATE))
-    mujoco.mj_getState(model, data, state, _STATE)
-    mujoco.mj_setState(simulations.models[i], simulations.data[i], state, _STATE)
-    own = simulations.memory[i, 1:]
-    own[osc.GRIPPER : osc.GRIPPER + 2] = suite_env.robots[0].gripper["right"].current_action
+    data, own = suite_env.sim.data._data, simulations.data[i]
+    qpos, qvel = shared_state(simulations.models[i], suite_env.sim.model._model)
+    own.time = data.time
+    own.qpos[:], own.qvel[:] = data.qpos[qpos], data.qvel[qvel]
+    own.qacc_warmstart[:], own.ctrl[:] = data.qacc_warmstart[qvel], data.ctrl
+    for arm, robot in enumerate(suite_env.robots):
+        memory = simulations.memory[i, 1 + osc.N_ARM_MEMORY * arm :]
+        memory[osc.GRIPPER : osc.GRIPPER + 2] = robot.gripper["right"].current_action
 
 
 def advance(simulations: Simulations, actions: np.ndarray) -> np.ndarray:
@@ -59,10 +70,20 @@ def advance(simulations: Simulations, actions: np.ndarray) -> np.ndarray:
     return simulations.run(np.arange(n), np.tile(actions, (n, 1, 1)), np.full(n, len(actions))).reward
 
 
-def observation(suite_obs: dict[str, np.ndarray]) -> np.ndarray:
-    """robosuite 1.5's observation as ours (19,): its keys in our order, and 1.4's sign of gripper minus cube."""
-    keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "cube_pos", "cube_quat")
-    return np.concatenate([*(suite_obs[key] for key in keys), -suite_obs["gripper_to_cube_pos"]])
+def observation(suite_obs: dict[str, np.ndarray], task: str = "lift") -> np.ndarray:
+    """robosuite 1.5's observation as ours: its keys in our order, with robosuite 1.4's meaning (see the tasks)."""
+    arms = [suite_obs[f"robot{i}_{key}"] for i in range(1 + (task == "transport")) for key in _ARM]
+    if task == "lift":
+        return np.concatenate([*arms, suite_obs["cube_pos"], suite_obs["cube_quat"], -suite_obs["gripper_to_cube_pos"]])
+    if task == "transport":
+        return np.concatenate([*arms, suite_obs["object-state"]])
+    from robosuite.utils import transform_utils as transform
+
+    thing = {"can": "Can", "square": "SquareNut"}[task]
+    position, quaternion = suite_obs[f"{thing}_pos"], suite_obs[f"{thing}_quat"]
+    gripper = transform.pose_inv(transform.pose2mat((suite_obs["robot0_eef_pos"], suite_obs["robot0_eef_quat"])))
+    pose = transform.pose_in_A_to_pose_in_B(transform.pose2mat((position, quaternion)), gripper)
+    return np.concatenate([*arms, position, quaternion, *transform.mat2pose(pose)])
 
 
 def record_controls(suite_env: Any, actions: np.ndarray) -> np.ndarray:

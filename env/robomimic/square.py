@@ -6,7 +6,7 @@ Observation (23): ``robot0_eef_pos`` (3, m), ``robot0_eef_quat`` (4, x y z w), `
 Action (7) as in Lift. Reward 1 per control step (20 Hz) in which the nut is within 3 cm of the peg in x and in y, less
 than 5 cm above the table, and the gripper more than 42 mm from its centre; nothing ends an episode but time.
 
-robosuite also simulates the round nut, thrown to (10, 10, 10): it is left out, as in Can.
+robosuite also simulates the round nut, thrown to (10, 10, 10): it is left out (nv 21 -> 15), as in Can.
 """
 
 from __future__ import annotations

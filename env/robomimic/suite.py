@@ -56,9 +56,17 @@ def import_robosuite() -> Any:
     return robosuite
 
 
-def make_suite_env(task: str, robots: Sequence[str], *, seed: int | None = None, lite_physics: bool = True) -> Any:
-    """A robosuite environment without any rendering, controlled by OSC_POSE in the *world* frame as the published
-    datasets are.
+def make_suite_env(
+    task: str,
+    robots: Sequence[str],
+    *,
+    seed: int | None = None,
+    lite_physics: bool = True,
+    cameras: Sequence[str] = (),
+    image_size: Sequence[int] = (96, 96),
+) -> Any:
+    """A robosuite environment controlled by OSC_POSE in the *world* frame as the published datasets are; it renders
+    only if ``cameras`` are named (``image_size``: height and width).
     """
     robosuite = import_robosuite()
     with quiet():
@@ -70,8 +78,11 @@ def make_suite_env(task: str, robots: Sequence[str], *, seed: int | None = None,
             robots=list(robots),
             controller_configs=[config] * len(robots),
             has_renderer=False,
-            has_offscreen_renderer=False,
-            use_camera_obs=False,
+            has_offscreen_renderer=bool(cameras),
+            use_camera_obs=bool(cameras),
+            **({"camera_names": list(cameras)} if cameras else {}),
+            camera_heights=image_size[0],
+            camera_widths=image_size[1],
             control_freq=20,
             horizon=10**9,
             ignore_done=True,

@@ -98,7 +98,12 @@ def test_physics_is_the_same_without_what_is_only_seen(lift):
 
 def test_starts_have_robosuites_distribution(lift):
     draws = np.array(_draws(lift, *range(400)))
-    sizes, noise, xy, yaw = draws[:, :3], draws[:, 3:10] - lift._home, draws[:, 10:12], draws[:, 12]
+    sizes, noise, xy, yaw = (
+        draws[:, :3],
+        draws[:, 3:10] - lift._home,
+        draws[:, 10:12],
+        2 * np.arctan2(draws[:, 16], draws[:, 13]),
+    )
     assert 0.020 < sizes.min() < 0.0201 and 0.0219 < sizes.max() < 0.022
     assert abs(noise.std() - 0.02) < 0.001 and abs(noise.mean()) < 0.001
     assert -0.03 < xy.min() < -0.0295 and 0.0295 < xy.max() < 0.03
