@@ -117,4 +117,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _human(n: int) -> str:
-    return f"{n / GIB:.2f} GiB" if n >= GIB / 100 else f"{n / 2**20:.1f} MiB"
+    return f"{n / GIB:.2f} GiB" if n >= GIB / 10 else f"{n / 2**20:.1f} MiB"

@@ -2,6 +2,9 @@
 
 State (4): position and goal, in [-1, 1]. Actions (2): velocity. Success within 0.15 of the goal; the episode terminates there if ``terminates``.
 Reward 1 per control step at the goal, or 1 - distance if ``dense``. An episode is a function of its seed.
+
+With ``image_size`` the state is the position alone (2), and the goal must be seen: each camera draws the point in red and the goal in green
+(the second camera, if there is one, mirrored left to right).
 """
 
 from __future__ import annotations
@@ -26,9 +29,15 @@ class PointMass:
         broken: Sequence[int] = (),
         cond_steps: int = 1,
         dense: bool = False,
+        image_size: tuple[int, int] | None = None,
+        cameras: int = 1,
+        image_steps: int = 1,
     ) -> None:
         self.n_envs, self.act_steps, self.action_dim, self.max_episode_steps = n_envs, act_steps, 2, max_episode_steps
-        self.obs_shapes = {"state": (cond_steps, 4)}
+        self.image_size, self.cameras = image_size, cameras
+        self.obs_shapes = {"state": (cond_steps, 4 if image_size is None else 2)}
+        if image_size is not None:
+            self.obs_shapes["rgb"] = (image_steps, 3 * cameras, *image_size)
         self.dense = dense
         self.terminates, self.broken = terminates, set(broken)
         self.state, self.t = np.zeros((n_envs, 4)), np.zeros(n_envs, np.int64)
@@ -52,8 +61,13 @@ class PointMass:
         self.state[i] = np.random.default_rng(int(self.current[i])).uniform(-1, 1, 4) if self.current[i] >= 0 else 0.0
 
     def _obs(self) -> NpObs:
-        state = self.state.astype(np.float32)[:, None]
-        return {"state": np.repeat(state, self.obs_shapes["state"][0], axis=1)}
+        steps, columns = self.obs_shapes["state"]
+        obs = {"state": np.repeat(self.state.astype(np.float32)[:, None, :columns], steps, axis=1)}
+        if self.image_size is not None:
+            pictures = draw(self.state, *self.image_size)
+            cameras = [pictures, pictures[..., ::-1]][: self.cameras]
+            obs["rgb"] = np.repeat(np.concatenate(cameras, axis=1)[:, None], self.obs_shapes["rgb"][0], axis=1)
+        return obs
 
     def step(self, chunk: np.ndarray) -> StepResult:
         n = self.n_envs
@@ -100,3 +114,14 @@ class PointMass:
 
     def close(self) -> None:
         pass
+
+
+def draw(state: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Point (red) and goal (green) of ``state (N, 4)`` as soft blobs on grey, (N, 3, H, W) uint8; y points down."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    picture = np.full((len(state), 3, height, width), 40.0)
+    for channel, (x, y) in enumerate(((state[:, 0], state[:, 1]), (state[:, 2], state[:, 3]))):
+        row, column = ((v + 1) / 2 * (n - 1) for v, n in ((y, height), (x, width)))
+        square = (rows - row[:, None, None]) ** 2 + (columns - column[:, None, None]) ** 2
+        picture[:, channel] += 200 * np.exp(-square / 4)
+    return picture.round().astype(np.uint8)
