@@ -140,27 +140,67 @@ def test_command_line_typo_names_the_nearest_key():
     assert "did you mean 'train.n_epochs'" in done.stderr
 
 
-def test_commands_of_the_published_readmes():
-    """Those of tasks that exist here, as they stand in ``seeds/`` (script/train.py and script/run.py)."""
-    for script in ("script/run.py", "script/train.py"):
-        command = [
-            sys.executable,
-            script,
-            "--config-name=ft_ppo_diffusion_mlp",
-            "--config-dir=cfg/robomimic/finetune/lift",
-            "--cfg",
-            "job",
-            "--resolve",
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "clip_ploss_coef: 0.01" in done.stdout
+README_COMMANDS = [  # of both published READMEs, for the tasks and policies that exist here
+    *(
+        ("script/run.py", "pre_diffusion_mlp_dispersive_img", f"cfg/robomimic/pretrain/{task}")
+        for task in ("lift", "can", "square", "transport")
+    ),
+    *(
+        ("script/run.py", "ft_ppo_diffusion_mlp_img", f"cfg/robomimic/finetune/{task}")
+        for task in ("lift", "can", "square", "transport")
+    ),
+    ("script/train.py", "pre_diffusion_mlp", "cfg/robomimic/pretrain/can"),
+    ("script/train.py", "ft_ppo_diffusion_mlp", "cfg/robomimic/finetune/can"),
+]
+
+
+@pytest.mark.parametrize("command", README_COMMANDS[::3], ids=" ".join)
+def test_commands_of_the_published_readmes(command):
+    script, name, folder = command
+    done = subprocess.run(
+        [sys.executable, script, f"--config-name={name}", f"--config-dir={folder}", "--cfg", "job", "--resolve"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"env_name: {folder.split('/')[-1]}" in done.stdout
+
+
+@pytest.mark.parametrize("command", README_COMMANDS, ids=" ".join)
+def test_configurations_of_the_published_readmes(command):
+    _, name, folder = command
+    cfg = composed(f"{folder.removeprefix('cfg/')}/{name}", "wandb=null")
+    validate(cfg)
+    assert cfg.env_name == folder.split("/")[-1]
+
+
+def test_overrides_of_image_policies_take_effect():
+    cfg = composed(
+        "robomimic/finetune/transport/ft_ppo_diffusion_mlp_img",
+        "cond_steps=3", "img_cond_steps=2", "env.render_quality=fast", "ft_denoising_steps=4", "train.n_train_itr=70",
+        "task.image_keys=[agentview_image,sideview_image,frontview_image]", "model.eta.base_eta=0.5",
+    )  # fmt: skip
+    validate(cfg)
+    assert cfg.model.actor.cond_dim == cfg.model.critic.cond_dim == 54
+    assert cfg.model.actor.backbone.num_channel == 6 == 3 * cfg.env.img_cond_steps
+    assert cfg.model.actor.num_img == cfg.model.critic.num_img == 3
+    assert list(cfg.env.wrappers.robomimic_image.shape_meta.obs.rgb.shape) == [9, 96, 96]
+    assert cfg.model.ddim_steps == 4
+    assert cfg.train.critic_lr_scheduler.first_cycle_steps == 70
+    with pytest.raises(UsageError, match=re.escape("did you mean 'env.render_quality'")):
+        validate(composed("robomimic/eval/can/eval_diffusion_mlp_img", "+env.render_qualty=fast"))
+    with pytest.raises(UsageError, match=r"train\.render\.freq: expected at least 1"):
+        validate(composed(LIFT["ft"], "train.render.freq=0"))
 
 
 def test_help_lists_the_configurations():
     done = run("--help")
     assert done.returncode == 0
-    assert "--config-dir=cfg/robomimic/pretrain/lift --config-name=pre_diffusion_mlp_dispersive" in done.stdout
+    listed = {line.strip() for line in done.stdout.splitlines()}
+    assert not {f"--config-dir=cfg/{leaf.parent} --config-name={leaf.stem}" for leaf in LEAVES} - listed
 
 
 def test_nearest_key():

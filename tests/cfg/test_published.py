@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from agent.agent import build
 from agent.config import register_resolvers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,13 +115,16 @@ PUBLISHED = published()
 def ours(leaf: str) -> dict[str, object]:
     """The composed leaf, flat; of an evaluation, with the model of the pre-trained policy that it evaluates."""
     suite, stage, task, config = leaf.split("/")
-    with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
-        cfg = compose(leaf, overrides=["log_root='$LOG'", "data_root='$DATA'", "wandb.entity='$WANDB'"])
-    flat = flatten(OmegaConf.to_container(cfg, resolve=True))
+    flat = flatten(OmegaConf.to_container(composed(leaf), resolve=True))
     if stage == "eval":
         trained = ours(f"{suite}/pretrain/{task}/{config.replace('eval', 'pre')}")
         flat = {key: value for key, value in trained.items() if key.startswith("model.")} | flat
     return flat
+
+
+def composed(leaf: str):
+    with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+        return compose(leaf, overrides=["log_root='$LOG'", "data_root='$DATA'", "wandb.entity='$WANDB'"])
 
 
 def flatten(node: object, path: str = "") -> dict[str, object]:
@@ -193,3 +197,22 @@ def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
         "wandb.run",
         "wandb.project",
     }
+
+
+@pytest.mark.parametrize(
+    ("leaf", "actor", "critic"),
+    [
+        ("lift/ft_ppo_diffusion_mlp", 573_516, 136_961),
+        ("can/ft_ppo_diffusion_mlp", 575_564, 137_985),
+        ("square/ft_ppo_diffusion_mlp", 2_305_212, 137_985),
+        ("transport/ft_ppo_diffusion_mlp", 2_427_088, 147_201),
+        ("lift/ft_ppo_diffusion_mlp_img", 1_064_956, 586_881),
+        ("can/ft_ppo_diffusion_mlp_img", 1_064_956, 586_881),
+        ("square/ft_ppo_diffusion_mlp_img", 1_778_684, 586_881),
+        ("transport/ft_ppo_diffusion_mlp_img", 2_048_720, 657_665),
+    ],
+)
+def test_networks_have_the_published_number_of_parameters(leaf, actor, critic):
+    model = composed(f"robomimic/finetune/{leaf}").model
+    found = [sum(p.numel() for p in build(part).parameters()) for part in (model.actor, model.critic)]
+    assert found == [actor, critic]
