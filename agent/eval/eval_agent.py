@@ -8,13 +8,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from agent import checkpoint, images
-from agent.agent import resolve_device, seed_everything
+from agent.agent import read, resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval.evaluate import evaluate
 from agent.eval.video import EPISODES, record_video
 from agent.finetune import base_policy
 from agent.logger import RunLogger, locate_run
 from env.registry import check_task, make_vector_env
+from env.robomimic.env_meta import check_configured
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class EvalAgent:
         device = resolve_device(cfg.device)
         seed_everything(cfg.seed)
         check_task(cfg.env)
+        check_configured(read(cfg, "robomimic_env_cfg_path", None), cfg.env)
         self.path = base_policy.find(cfg)
         payload = checkpoint.load(self.path)
         images.check(payload, cfg, self.path)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from agent import checkpoint, images
-from agent.agent import build, resolve_device, seed_everything
+from agent.agent import build, read, resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval import EvalResult, evaluate
 from agent.eval.video import EPISODES, record_video
@@ -27,6 +27,7 @@ from agent.plots import learning_curve
 from agent.resume import resume_point
 from env.protocol import episode_seed
 from env.registry import check_task, make_vector_env
+from env.robomimic.env_meta import check_configured
 from model.common.modules import strict_load
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class FinetuneAgent:
         """Policy, worlds and algorithm; from ``resumed``, the run's own checkpoint, if there is one."""
         cfg = self.cfg
         check_task(cfg.env)
+        check_configured(read(cfg, "robomimic_env_cfg_path", None), cfg.env)
         self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
         payload = resumed or checkpoint.load(self.base_path)
         images.check(payload, cfg, self.base_path)

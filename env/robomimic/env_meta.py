@@ -133,6 +133,28 @@ def check_env_meta(path: str | os.PathLike[str], task: str, images: bool | None 
     return meta
 
 
+def check_configured(path: str | None, env: Mapping[str, Any]) -> None:
+    """Check ``robomimic_env_cfg_path`` against a configuration's ``env`` section: the same task, images or none, cameras.
+
+    Nothing is checked without a path, nor for tasks that are not robomimic's.
+
+    Raises:
+        EnvError: see ``check_env_meta``; or a camera of ``image_keys`` that the file does not render.
+    """
+    if path is None or env.get("name") not in TASKS:
+        return
+    wrapper = (env.get("wrappers") or {}).get("robomimic_image")
+    meta = check_env_meta(path, env["name"], images=wrapper is not None)
+    wanted = [str(key).removesuffix("_image") for key in (wrapper or {}).get("image_keys") or ()]
+    missing = [camera for camera in wanted if camera not in meta.images]
+    if missing:
+        raise EnvError(
+            f"robomimic_env_cfg_path: {path}: env_kwargs.camera_names: expected {', '.join(wanted)} as "
+            f"env.wrappers.robomimic_image.image_keys says, found {', '.join(meta.images)}. Name the camera in a file of "
+            "your own, or set robomimic_env_cfg_path=null"
+        )
+
+
 def check_env_args(env_args: str | bytes | Mapping[str, Any], where: str, task: str | None = None) -> EnvMeta:
     """Check an ``env_args`` (JSON or the mapping in it); ``where`` begins every message.
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from env.errors import EnvError
-from env.robomimic.env_meta import FOLDER, TASKS, check_env_args, check_env_meta
+from env.robomimic.env_meta import FOLDER, TASKS, check_configured, check_env_args, check_env_meta
 
 PUBLISHED = {  # spec 5.4: name, robots, cameras, observation dimensions
     "lift": ("Lift", 1, ("robot0_eye_in_hand",), 19),
@@ -163,6 +163,20 @@ def test_shaped_rewards_are_a_warning():
 def test_a_configurations_file_must_fit(task, images, message):
     with pytest.raises(EnvError, match="robomimic_env_cfg_path: .*" + message):
         check_env_meta(FOLDER / "lift.json", task, images)
+
+
+def test_a_configurations_env_section_must_agree():
+    seen = {"robomimic_image": {"image_keys": ["agentview_image"]}}
+    check_configured(None, {"name": "square"})
+    check_configured("no such file", {"name": "a task of somebody else's"})
+    check_configured("cfg/robomimic/env_meta/square.json", {"name": "square", "wrappers": {"robomimic_lowdim": {}}})
+    check_configured("cfg/robomimic/env_meta/square-img.json", {"name": "square", "wrappers": seen})
+    with pytest.raises(EnvError, match=r"use_camera_obs: expected True, found False.*square-img\.json"):
+        check_configured("cfg/robomimic/env_meta/square.json", {"name": "square", "wrappers": seen})
+    with pytest.raises(EnvError, match=r"use_camera_obs: expected False, found True"):
+        check_configured("cfg/robomimic/env_meta/lift-img.json", {"name": "lift"})
+    with pytest.raises(EnvError, match="camera_names: expected agentview as .*image_keys says, found robot0_eye_in_hand"):
+        check_configured("cfg/robomimic/env_meta/lift-img.json", {"name": "lift", "wrappers": seen})
 
 
 def test_a_missing_file_lists_what_there_is(tmp_path):
