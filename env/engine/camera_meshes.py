@@ -11,6 +11,7 @@ import copy
 import hashlib
 import logging
 import os
+import zipfile
 from pathlib import Path
 
 import mujoco
@@ -34,8 +35,7 @@ def lighten(model: mujoco.MjModel) -> mujoco.MjModel:
     """
     light = copy.copy(model)
     for mesh in _heavy_meshes(model):
-        vertices, faces = _original(model, mesh)
-        _replace(light, mesh, *_cached(vertices, faces))
+        _replace(light, mesh, _light_mesh(model, mesh))
     for geom in range(light.ngeom):
         mesh = light.geom_dataid[geom]
         if light.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH and mesh >= 0:
@@ -59,35 +59,39 @@ def _heavy_meshes(model: mujoco.MjModel) -> list[int]:
     return sorted(found)
 
 
-def _original(model: mujoco.MjModel, mesh: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (V, 3) float32, those in the same place welded, and faces (F, 3) int32 without degenerate ones."""
+def _light_mesh(model: mujoco.MjModel, mesh: int) -> dict[str, np.ndarray]:
+    """The mesh's substitute, kept on disk (a Panda's take 3 s to make): ``vertices (V, 3)``, ``faces (F, 3)``,
+    ``normals (M, 3)`` and ``of_face (F, 3)``: the normal of each face's corners.
+    """
     first, face = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
     vertices = model.mesh_vert[first : first + model.mesh_vertnum[mesh]]
     faces = model.mesh_face[face : face + model.mesh_facenum[mesh]]
-    welded, where = np.unique(np.round(vertices, 6), axis=0, return_inverse=True)
-    faces = where.reshape(-1)[faces]
-    a, b, c = faces.T
-    return welded.astype(np.float32), faces[(a != b) & (b != c) & (c != a)].astype(np.int32)
-
-
-def _cached(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``_decimate``, kept on disk: all meshes of a Panda take 2 s."""
     digest = hashlib.sha256(_RECIPE.encode() + vertices.tobytes() + faces.tobytes()).hexdigest()[:24]
     file = _folder() / f"{digest}.npz"
     try:
         with np.load(file, allow_pickle=False) as kept:
-            return kept["vertices"], kept["faces"]
-    except (OSError, ValueError, KeyError):  # absent or damaged: made anew
+            return {name: kept[name] for name in ("vertices", "faces", "normals", "of_face")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged: made anew
         pass
-    vertices, faces = _decimate(vertices, faces)
+    vertices, faces = _decimate(*_weld(vertices, faces))
+    normals, of_face = _corner_normals(vertices, faces)
+    made = {"vertices": vertices, "faces": faces, "normals": normals, "of_face": of_face}
     partial = file.with_name(f".{digest}.{os.getpid()}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, vertices=vertices, faces=faces)
+        np.savez(partial, **made)
         os.replace(partial, file)
     except OSError as error:
         _logger.warning("light meshes cannot be kept in %s (%s): they are made anew each time", file.parent, error)
-    return vertices, faces
+    return made
+
+
+def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices in the same place become one; faces that lose their area that way are dropped."""
+    welded, where = np.unique(np.round(vertices, 6), axis=0, return_inverse=True)
+    faces = where.reshape(-1)[faces]
+    a, b, c = faces.T
+    return welded.astype(np.float32), faces[(a != b) & (b != c) & (c != a)].astype(np.int32)
 
 
 def _folder() -> Path:
@@ -104,20 +108,24 @@ def _decimate(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.n
     return np.asarray(vertices, np.float32), np.asarray(faces, np.int32)
 
 
-def _replace(model: mujoco.MjModel, mesh: int, vertices: np.ndarray, faces: np.ndarray) -> None:
+def _replace(model: mujoco.MjModel, mesh: int, new: dict[str, np.ndarray]) -> None:
     """Write a smaller mesh over ``mesh``; one that does not fit (it has more normals than the original) stays."""
-    normals, of_face = _corner_normals(vertices, faces)
-    room = model.mesh_vertnum[mesh], model.mesh_normalnum[mesh], model.mesh_facenum[mesh]
-    if any(need > has for need, has in zip((len(vertices), len(normals), len(faces)), room, strict=True)):
+    sizes = {
+        "mesh_vertnum": len(new["vertices"]),
+        "mesh_normalnum": len(new["normals"]),
+        "mesh_facenum": len(new["faces"]),
+    }
+    if any(size > getattr(model, name)[mesh] for name, size in sizes.items()):
         return
-    first, normal, face = model.mesh_vertadr[mesh], model.mesh_normaladr[mesh], model.mesh_faceadr[mesh]
-    model.mesh_vert[first : first + len(vertices)] = vertices
-    model.mesh_normal[normal : normal + len(normals)] = normals
-    model.mesh_face[face : face + len(faces)] = faces
-    model.mesh_facenormal[face : face + len(faces)] = of_face
-    model.mesh_vertnum[mesh], model.mesh_normalnum[mesh], model.mesh_facenum[mesh] = map(
-        len, (vertices, normals, faces)
-    )
+    for name, first, values in (
+        ("mesh_vert", model.mesh_vertadr[mesh], new["vertices"]),
+        ("mesh_normal", model.mesh_normaladr[mesh], new["normals"]),
+        ("mesh_face", model.mesh_faceadr[mesh], new["faces"]),
+        ("mesh_facenormal", model.mesh_faceadr[mesh], new["of_face"]),
+    ):
+        getattr(model, name)[first : first + len(values)] = values
+    for name, size in sizes.items():
+        getattr(model, name)[mesh] = size
 
 
 def _corner_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,10 @@ MAX_THREADS = 16  # of one pool: a context takes 100 MB and more
 _GRACE_SECONDS, _GRACE_MEDIANS, _START_SECONDS = 30.0, 100.0, 180.0  # the watchdog: how long a batch, a start may take
 _SHOWN, _HIDDEN = 1, 3  # geom groups: drawn, not drawn
 _OCCLUDER_AREA = 0.01  # m^2 (product of the two larger half sizes): smaller boxes hide too little to be worth asking
-_APPEARANCE = ("geom_size", "geom_aabb", "geom_rbound", "geom_pos", "geom_quat", "geom_rgba", "cam_pos", "cam_quat")
+_APPEARANCE = (  # fields of a model that may differ between episodes and show
+    "geom_size", "geom_aabb", "geom_rbound", "geom_pos", "geom_quat", "geom_rgba", "body_ipos", "body_iquat", "cam_pos",
+    "cam_quat",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

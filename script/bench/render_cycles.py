@@ -1,0 +1,74 @@
+"""Start, render on threads, exit: does every cycle end with exit code 0?
+
+    python script/bench/render_cycles.py 100
+
+OpenGL likes to crash when a process ends. Each cycle is a process of its own that opens two render threads, draws, and ends: in turn
+after ``close``, without it, and by an exception. Exit code 0 when every cycle did as it should, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_CYCLE = """
+import sys
+import mujoco
+import numpy as np
+from env.engine.cameras import CameraPool, pose_of
+
+XML = '''<mujoco><worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 .1" group="1"/>
+<body pos="0 0 .3"><freejoint/><geom type="sphere" size=".2" rgba="1 0 0 1" group="1"/></body>
+<camera name="eye" pos="0 -2 1" xyaxes="1 0 0 0 .5 1"/></worldbody></mujoco>'''
+
+class Ball:
+    name, own_models, model = "ball", False, mujoco.MjModel.from_xml_string(XML)
+
+    def render_model(self):
+        return mujoco.MjModel.from_xml_string(XML)
+
+data = mujoco.MjData(Ball.model)
+mujoco.mj_forward(Ball.model, data)
+pool = CameraPool(Ball(), ["eye"], (96, 96), sys.argv[1], n_threads=2)
+images = np.zeros((8, *pool.image_shape), np.uint8)
+pool.render(np.stack([pose_of(data)] * 8), [()] * 8, list(images))
+assert images.std() > 5 and (images == images[0]).all()
+if sys.argv[2] == "close":
+    pool.close()
+if sys.argv[2] == "raise":
+    sys.exit("as it should")
+"""
+
+
+def cycle(k: int) -> str:
+    """Run the ``k``-th cycle; returns what went wrong, or nothing."""
+    quality, end = ("faithful", "balanced", "fast")[k // 3 % 3], ("close", "leave", "raise")[k % 3]
+    done = subprocess.run(
+        [sys.executable, "-c", _CYCLE, quality, end],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected, said = (1, "as it should") if end == "raise" else (0, "")
+    if done.returncode == expected and done.stderr.strip() == said:
+        return ""
+    return f"cycle {k} ({quality}, {end}): exit code {done.returncode}, {done.stderr.strip()[-300:] or 'no message'}"
+
+
+def main(n: int) -> int:
+    """``n`` cycles, one after the other."""
+    begin = time.monotonic()
+    wrong = [problem for k in range(n) if (problem := cycle(k))]
+    print(*wrong, sep="\n", end="\n" * bool(wrong))
+    print(f"{n - len(wrong)} of {n} cycles ended with exit code 0 ({time.monotonic() - begin:.0f} s)")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 100))
