@@ -50,7 +50,6 @@ DIFFERENCES = [
     Difference("d2ppo/pretrain/*dispersive_img", "wandb.run", "<now:%H-%M-%S>_{name}", "the name says dispersive"),
     Difference("*_img", "use_ddim", ABSENT, "model.use_ddim"),
     Difference("*_img", "env.use_image_obs", ABSENT, "env.wrappers.robomimic_image says it"),
-    Difference("*/finetune/*_img", "train.logprob_batch_size", ABSENT, "changes nothing that is computed"),
     Difference("*/finetune/*_img", "model.eta.*_dim", ABSENT, "EtaFixed knows of no observation"),
     Difference("*/finetune/*_img", "model.eta.mlp_dims", ABSENT, "EtaFixed has no network"),
     # ------------------------------------------------------------- evaluation: the policy comes from its checkpoint
