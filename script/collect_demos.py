@@ -2,10 +2,14 @@
 
     python script/collect_demos.py --task lift
     python script/collect_demos.py --task can --episodes 300 --noise 1.0 --seed 0 --out data
+    python script/collect_demos.py --task lift --images --episodes 100
 
 Writes <out>/<suite>/<task>/train.npz and normalization.npz, the files that pre-training reads. Only successes are kept; the expert's own
 success rate is printed. A demonstration ends some steps after its first success (of lift only with --until-success: by default all of an
 episode is kept). These demonstrations are scripted: they are not the papers' data, and results from them are not the papers' results.
+
+With --images, <out>/<suite>/<task>-img/ gets camera images and, as states, the arms' own coordinates alone. Images are drawn once
+all demonstrations are together, from where the bodies were, so that only what is kept is drawn.
 """
 
 from __future__ import annotations
@@ -26,9 +30,11 @@ from agent.dataset.demos import save_demos  # noqa: E402
 from agent.errors import DatasetError, UsageError  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
 from agent.metrics import wilson_interval  # noqa: E402
+from env.engine.camera_gl import choose_backend  # noqa: E402
 from env.errors import EnvError  # noqa: E402
 from env.normalizer import Normalizer  # noqa: E402
 from env.registry import EXPERTS, make_vector_env  # noqa: E402
+from script.demo_images import Sight, proprioception, save_with_images  # noqa: E402
 
 FIRST_SEED = 5_000_000  # apart from the seeds of evaluation (1 and 2 million) and from training's hashed ones
 AFTER_SUCCESS = 5, 10  # control steps that a demonstration goes on after its success, at least and at most
@@ -55,6 +61,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out", default=os.environ.get("DPPO_DATA_DIR", "data"), help="data folder (default $DPPO_DATA_DIR or data)"
+    )
+    parser.add_argument("--images", action="store_true", help="camera images and proprioception, for image policies")
+    parser.add_argument(
+        "--render-quality", default="balanced", choices=("faithful", "balanced", "fast"),
+        help="of --images; policies must be run with the same (env.render_quality; default balanced)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-size", type=int, default=96, help="of --images: height and width in pixels (default 96)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace demonstrations that are already there")
     args = parser.parse_args(argv)
@@ -104,7 +118,8 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
     """Run the expert until ``args.episodes`` successes are together.
 
     Returns:
-        ``states (T, Do)`` and ``actions (T, Da)`` raw, ``lengths (E,)``, ``rewards (T,)``, the number of episodes ``tried`` and ``won``.
+        ``states (T, Do)`` and ``actions (T, Da)`` raw, ``lengths (E,)``, ``rewards (T,)``, the number of episodes ``tried`` and ``won``;
+        with ``args.images`` also ``sights``: what there was to see in each demonstration.
 
     Raises:
         DatasetError: the expert succeeds so rarely that the demonstrations will not come together.
@@ -123,6 +138,8 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
     while not takes.complete:
         state = obs["state"][:, -1].copy()
         action = expert.act(state).astype(np.float32)
+        if args.images:
+            poses, starts = venv.poses(), venv.starts()
         result = venv.step(action[:, None])
         active, seed = result.info["active"], result.info["seed"]
         if not active.any():
@@ -137,7 +154,7 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
         left[first] = rest.integers(*AFTER_SUCCESS, first.sum(), endpoint=True)
         enough = active & (left == 0) & ~over
         for i in np.flatnonzero(active):
-            takes.add(i, state[i], action[i], result.reward[i])
+            takes.add(i, state[i], action[i], result.reward[i], *((poses[i], starts[i]) if args.images else ()))
             if over[i] or enough[i]:
                 takes.end(i, int(seed[i] - seeds), bool(good[i]))
         if enough.any():
@@ -153,24 +170,37 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
         np.concatenate([np.stack([moment[k] for moment in take]) for take in kept]) for k in range(3)
     )
     lengths = np.array([len(take) for take in kept])
+    sights = [Sight(np.stack([moment[3] for moment in take]), take[0][4]) for take in kept] if args.images else []
     return {
         "states": states, "actions": actions, "rewards": rewards, "lengths": lengths, "tried": takes.tried, "won": takes.won,
+        "sights": sights,
     }  # fmt: skip
+
+
+def target_of(args: argparse.Namespace) -> Path:
+    """The folder the demonstrations go to."""
+    return Path(args.out).expanduser() / EXPERTS[args.task].suite / (args.task + ("-img" if args.images else ""))
 
 
 def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
     """Normalise and save; returns the folder."""
-    folder = Path(args.out).expanduser() / EXPERTS[args.task].suite / args.task
-    statistics = Normalizer.fit(demos["states"], demos["actions"])
+    folder = target_of(args)
+    states = demos["states"][:, proprioception(args.task)] if args.images else demos["states"]
+    statistics = Normalizer.fit(states, demos["actions"])
     lengths, rewards = demos["lengths"], demos["rewards"]
-    save_demos(
-        folder / "train.npz",
-        statistics.normalize_obs(demos["states"]).astype(np.float32),
-        statistics.normalize_action(demos["actions"]).astype(np.float32),
-        lengths,
-        rewards=rewards,
-        terminals=np.zeros(len(rewards), bool),  # time ran out; nothing ended
-    )
+    arrays = {
+        "states": statistics.normalize_obs(states).astype(np.float32),
+        "actions": statistics.normalize_action(demos["actions"]).astype(np.float32),
+        "traj_lengths": lengths,
+        "rewards": rewards,
+        "terminals": np.zeros(len(rewards), bool),  # time ran out; nothing ended
+    }
+    looks: dict[str, object] = {}
+    if args.images:
+        target = folder / "train.npz"
+        looks = save_with_images(target, args.task, arrays, demos["sights"], args.render_quality, args.image_size)
+    else:
+        save_demos(folder / "train.npz", **arrays)
     statistics.save(folder / "normalization.npz")
     low, high = wilson_interval(demos["won"], demos["tried"])
     about = {
@@ -180,6 +210,7 @@ def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
         "expert_success_interval": [low, high],
         "episodes": len(lengths),
         "transitions": int(lengths.sum()),
+        **looks,
     }
     with atomic_write(folder / "about.json") as file:
         file.write((json.dumps(about, indent=2) + "\n").encode())
@@ -189,12 +220,14 @@ def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     args = parse(argv)
-    target = Path(args.out).expanduser() / EXPERTS[args.task].suite / args.task / "train.npz"
+    target = target_of(args) / "train.npz"
     try:
-        if args.episodes < 1 or args.steps < 1 or args.n_envs < 1 or args.noise < 0:
-            raise UsageError("--episodes, --steps and --n-envs must be at least 1, --noise at least 0")
+        if args.episodes < 1 or args.steps < 1 or args.n_envs < 1 or args.noise < 0 or args.image_size < 1:
+            raise UsageError("--episodes, --steps, --n-envs and --image-size must be at least 1, --noise at least 0")
         if target.exists() and not args.overwrite:
             raise UsageError(f"{target} exists; --overwrite replaces it, --out writes elsewhere")
+        if args.images:
+            choose_backend()  # where nothing can draw, that is said before the work, not after it
         demos = collect(args)
         folder = write(args, demos)
     except (UsageError, EnvError) as error:

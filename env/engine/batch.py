@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from env.engine.camera_obs import CameraObs, Glimpse
+from env.engine.cameras import pose_of
 from env.engine.family import Family
 from env.engine.library import SOLVED, TERMINATED, UNSTABLE
 from env.engine.pool import ChunkOutcome, Simulations
@@ -144,7 +145,7 @@ class EngineVectorEnv:
         if self._supply is None:
             raise EnvError("call reset before skip")
         self._begin_next(np.asarray(slots, np.int64))
-        return self._obs()
+        return self._seen(self._obs())
 
     def seeds(self) -> np.ndarray:
         """See ``VectorEnv.seeds``."""
@@ -215,6 +216,14 @@ class EngineVectorEnv:
         self.simulations.close()
 
     # ------------------------------------------------------------------------------------------------ videos
+
+    def poses(self) -> np.ndarray:
+        """Where the bodies of every slot are, as images of this moment show them (``cameras.pose_of``): (N, nbody, 7)."""
+        return np.stack([pose_of(data) for data in self.simulations.data])
+
+    def starts(self) -> np.ndarray:
+        """The draws the present episodes began with, (N, length of a start): what ``CameraPool.appearance`` takes."""
+        return self._starts.copy()
 
     def render_state(self, i: int) -> np.ndarray:
         """Coordinates of slot ``i``: (nq,)."""

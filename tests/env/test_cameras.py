@@ -5,6 +5,7 @@ Needs OpenGL (EGL or OSMesa). Where nothing can draw and nothing could be instal
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -255,3 +256,33 @@ def test_start_render_exit_ends_cleanly_with_and_without_close():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 cycles ended with exit code 0" in done.stdout
+
+
+def test_demonstrations_show_what_the_environment_shows(tmp_path):
+    """Images drawn after collecting are those a policy will see in the same states."""
+    from agent.dataset.demos import read_demos
+    from script import collect_demos
+
+    arguments = "--task lift --images --render-quality fast --episodes 2 --n-envs 2 --noise 0 --steps 60 --seed 3"
+    collect_demos.main([*arguments.split(), "--out", str(tmp_path)])
+    folder = tmp_path / "robomimic" / "lift-img"
+    demos, normalizer = read_demos(folder / "train.npz", use_img=True), Normalizer.load(folder / "normalization.npz")
+    about = json.loads((folder / "about.json").read_text())
+    assert (about["render_quality"], about["cameras"], about["image_size"]) == (
+        "fast",
+        ["robot0_eye_in_hand"],
+        [96, 96],
+    )
+    assert demos["images"].shape == (120, 3, 96, 96) and demos["states"].shape == (120, 9)
+    first = int(collect_demos.FIRST_SEED + np.random.SeedSequence(3).generate_state(1)[0].astype(np.int64) * 1_000_000)
+    venv = NormalizedVectorEnv(make_vector_env(config(n_envs=2, act_steps=1, render_quality="fast")), normalizer)
+    try:
+        obs = venv.reset([first, first + 1])
+        for t in range(7):
+            for slot in range(2):
+                row = 60 * slot + t
+                assert np.array_equal(obs["rgb"][slot, 0], demos["images"][row])
+                assert np.allclose(obs["state"][slot, 0], demos["states"][row], atol=1e-5)
+            obs = venv.step(demos["actions"][[t, 60 + t], None]).obs
+    finally:
+        venv.close()
