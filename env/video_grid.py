@@ -24,12 +24,10 @@ log = logging.getLogger(__name__)
 RUNNING, SOLVED, FAILED = (120, 120, 120), (34, 160, 60), (215, 40, 40)  # RGB of the borders
 _BORDER, _CAPTION = 4, 16  # pixels
 _ASPECT = 3 / 4  # height of an episode's image, relative to its width
-_WIDTH, _TILE = (
-    480,
-    (160, 320),
-)  # pixels: of all images side by side; of one, at least (its caption must fit) and at most
+_WIDTH, _TILE = 480, (160, 320)  # pixels: of all images side by side; of one, at least (for the caption) and at most
 _MAX_FRAMES = 200  # per episode; a longer one shows fewer frames per second
 _MIN_STRIDE = 2  # control steps from one frame to the next: ten frames per second at 20 Hz
+_START_S, _FRAME_S = 120.0, 1.0  # what rendering may take: generous, as other work may go on beside it
 _AFTERWARDS_S, _HOLD_S = 1.0, 1.0  # shown of an episode after it was solved; the last picture stands still
 
 
@@ -65,7 +63,8 @@ def render_grid(
         rows = [np.append(np.arange(0, n - 1, stride), n - 1) for n in shown]
         width = min(max(_WIDTH // columns_of(len(episodes)), _TILE[0]), _TILE[1])
         qpos = np.concatenate([episode.qpos[r] for episode, r in zip(episodes, rows, strict=True)])
-        frames = render_frames(model, qpos, camera, width, round(width * _ASPECT), geom_groups)
+        deadline = _START_S + _FRAME_S * len(qpos)
+        frames = render_frames(model, qpos, camera, width, round(width * _ASPECT), geom_groups, deadline)
         parts = np.split(frames, np.cumsum([len(r) for r in rows])[:-1])
         tiles = [_tile(e, r, part, hz) for e, r, part in zip(episodes, rows, parts, strict=True)]
         return write_video(compose(tiles, hold=round(_HOLD_S * hz / stride)), path, hz / stride)

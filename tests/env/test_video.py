@@ -286,7 +286,7 @@ def test_captions_name_seed_and_outcome():
 def test_a_long_episode_shows_fewer_frames_at_the_same_speed(model, written, monkeypatch):
     drawn = []
 
-    def render(_model, qpos, camera, width, height, groups):
+    def render(_model, qpos, camera, width, height, groups, deadline):
         drawn.append(qpos)
         return np.zeros((len(qpos), height, width, 3), np.uint8)
 
