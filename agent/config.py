@@ -162,8 +162,6 @@ STAGES: dict[str, Section] = {
             "grad_accumulate": int,
             "whole_chains": _optional(bool),
             "logprob_batch_size": int,
-            "whole_chains": _optional(bool),
-            "logprob_batch_size": _optional(int),
             "update_epochs": int,
             "vf_coef": Number,
             "target_kl": _optional(Number),
