@@ -13,7 +13,7 @@ from agent.dataset.demos import check_arrays
 from agent.errors import DatasetError
 from agent.files import atomic_write
 
-COMPRESSION = 1  # zlib's fastest level: half the time of the default, and images hardly get smaller beyond it
+COMPRESSION = 1  # zlib's fastest: a sixth of the default's time, 36 % of the bytes instead of 31 % (Lift's wrist camera)
 _DTYPES = {
     "states": np.float32,
     "actions": np.float32,
