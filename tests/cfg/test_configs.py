@@ -180,7 +180,7 @@ def test_configurations_of_the_published_readmes(command):
 def test_overrides_of_image_policies_take_effect():
     cfg = composed(
         "robomimic/finetune/transport/ft_ppo_diffusion_mlp_img",
-        "cond_steps=3", "img_cond_steps=2", "env.render_quality=fast", "ft_denoising_steps=4", "train.n_train_itr=70",
+        "cond_steps=3", "img_cond_steps=2", "env.render_quality=fast", "ft_denoising_steps=4",
         "task.image_keys=[agentview_image,sideview_image,frontview_image]", "model.eta.base_eta=0.5",
     )  # fmt: skip
     validate(cfg)
@@ -189,7 +189,6 @@ def test_overrides_of_image_policies_take_effect():
     assert cfg.model.actor.num_img == cfg.model.critic.num_img == 3
     assert list(cfg.env.wrappers.robomimic_image.shape_meta.obs.rgb.shape) == [9, 96, 96]
     assert cfg.model.ddim_steps == 4
-    assert cfg.train.critic_lr_scheduler.first_cycle_steps == 70
     with pytest.raises(UsageError, match=re.escape("did you mean 'env.render_quality'")):
         validate(composed("robomimic/eval/can/eval_diffusion_mlp_img", "+env.render_qualty=fast"))
     with pytest.raises(UsageError, match=r"train\.render\.freq: expected at least 1"):
