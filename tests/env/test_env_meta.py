@@ -175,7 +175,9 @@ def test_a_configurations_env_section_must_agree():
         check_configured("cfg/robomimic/env_meta/square.json", {"name": "square", "wrappers": seen})
     with pytest.raises(EnvError, match=r"use_camera_obs: expected False, found True"):
         check_configured("cfg/robomimic/env_meta/lift-img.json", {"name": "lift"})
-    with pytest.raises(EnvError, match="camera_names: expected agentview as .*image_keys says, found robot0_eye_in_hand"):
+    with pytest.raises(
+        EnvError, match="camera_names: expected agentview as .*image_keys says, found robot0_eye_in_hand"
+    ):
         check_configured("cfg/robomimic/env_meta/lift-img.json", {"name": "lift", "wrappers": seen})
 
 
