@@ -281,7 +281,8 @@ def test_demonstrations_show_what_the_environment_shows(tmp_path):
         for t in range(7):
             for slot in range(2):
                 row = 60 * slot + t
-                assert np.array_equal(obs["rgb"][slot, 0], demos["images"][row])
+                differing = (obs["rgb"][slot, 0] != demos["images"][row]).mean()
+                assert differing < 0.01 and (t > 0 or differing == 0)  # the file's actions are rounded
                 assert np.allclose(obs["state"][slot, 0], demos["states"][row], atol=1e-5)
             obs = venv.step(demos["actions"][[t, 60 + t], None]).obs
     finally:
