@@ -204,6 +204,24 @@ def test_demonstrations_are_kept_in_the_order_they_began():
     assert takes.complete and takes.kept == [[(20,)], [(30,), (31,)], [(40,)]] and takes.tried == 4
 
 
+def test_an_episode_that_is_skipped_gives_way_to_the_next_and_leaves_the_others_alone():
+    venv, same, fresh = (EngineVectorEnv(family("lift"), 2, 1, 5, n_threads=1) for _ in range(3))
+    chunk = np.full((2, 1, 7), 0.2)
+    for env, seeds in ((venv, [11, 12, 13]), (same, [11, 12]), (fresh, [13, 13])):
+        start = env.reset(seeds)["state"]
+    venv.step(chunk), same.step(chunk)
+    skipped = venv.skip([1])["state"]
+    np.testing.assert_array_equal(skipped[1], start[1])
+    np.testing.assert_array_equal(venv.seeds(), [11, 13])
+    for _ in range(4):
+        result, expected = venv.step(chunk), same.step(chunk)
+        np.testing.assert_array_equal(result.final_obs["state"][0], expected.final_obs["state"][0])
+    np.testing.assert_array_equal(result.truncated, [True, False])  # the new one has a step left
+    np.testing.assert_array_equal(venv.seeds(), [-1, 13])
+    np.testing.assert_array_equal(venv.skip([1])["state"], 0.0)  # no seed is left: idle
+    np.testing.assert_array_equal(venv.seeds(), [-1, -1])
+
+
 def test_a_demonstration_ends_some_steps_after_its_first_success(tmp_path):
     lengths = []
     for n_envs in (3, 5):
