@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib
 import os
@@ -21,21 +22,26 @@ INSTALL = (
 _making = threading.Lock()  # mujoco.egl opens its one display at the first context, without a lock of its own
 
 
+@functools.cache
 def choose_backend() -> str:
     """ "egl" or "osmesa" (empty elsewhere than on Linux: MuJoCo's own choice), tried out once in a process of its own.
 
     Sets the variables OpenGL reads, unless the user did: software rasterisation in the calling thread (the fastest
     here, and the only one that survives a fork) and this worker's GPU. Raises ``RenderError`` saying what to install.
     """
+    device = None if "MUJOCO_EGL_DEVICE_ID" in os.environ else gpu_of_this_worker()
+    if device is not None:
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = device
     backend, reasons = working_backend()
+    if device is not None and backend != "egl":  # a GPU that computes but cannot draw: leave the choice to EGL
+        del os.environ["MUJOCO_EGL_DEVICE_ID"]
+        working_backend.cache_clear()
+        backend, reasons = working_backend()
     if backend is None:
         raise RenderError(f"{INSTALL} What was tried: {reasons}")
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if backend and "OpenGL" not in sys.modules:
         os.environ["PYOPENGL_PLATFORM"] = backend
-    device = gpu_of_this_worker()
-    if backend == "egl" and device is not None:
-        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", device)
     return backend
 
 

@@ -40,7 +40,11 @@ from env.engine.family import Family
 from env.errors import EnvError
 
 MAX_THREADS = 16  # of one pool: a context takes 100 MB and more
-_GRACE_SECONDS, _GRACE_MEDIANS, _START_SECONDS = 30.0, 100.0, 180.0  # the watchdog: how long a batch, a start may take
+_GRACE_SECONDS, _GRACE_MEDIANS, _START_SECONDS = (
+    30.0,
+    100.0,
+    180.0,
+)  # the watchdog: how long one image, a start may take
 _SHOWN, _HIDDEN = 1, 3  # geom groups: drawn, not drawn
 _OCCLUDER_AREA = 0.01  # m^2 (product of the two larger half sizes): smaller boxes hide too little to be worth asking
 _APPEARANCE = (  # fields of a model that may differ between episodes and show
@@ -84,6 +88,7 @@ class _Batch:
     images: Sequence[np.ndarray]
     next: Any = field(default_factory=itertools.count)  # shared by the threads: whoever is free takes the next one
     done: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    finished: list[int] = field(default_factory=list)  # which images are done: how the watchdog sees that it goes on
     errors: list[BaseException] = field(default_factory=list)
 
 
@@ -181,16 +186,20 @@ class CameraPool:
         helpers = min(len(self._threads), len(images))
         for _ in range(helpers):
             self._queue.put(batch)
-        deadline = begin + self.patience()
         for _ in range(helpers):
-            if not batch.done.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                self._give_up(f"{len(images)} images are not done after {time.monotonic() - begin:.0f} s")
+            before = -1
+            while not batch.done.acquire(timeout=self.patience()):
+                if len(batch.finished) == before:
+                    waited = time.monotonic() - begin
+                    self._give_up(f"{len(batch.finished)} of {len(images)} images are done after {waited:.0f} s")
+                before = len(batch.finished)
         if batch.errors:
             raise EnvError(f"drawing a camera image failed: {batch.errors[0]}") from batch.errors[0]
-        self._durations.append(time.monotonic() - begin)
+        self._durations.append((time.monotonic() - begin) * helpers / len(images))
 
     def patience(self) -> float:
-        """Seconds a batch may take before the driver counts as hanging."""
+        """Seconds without a finished image after which the driver counts as hanging (a busy machine draws slowly, but
+        goes on)."""
         return _GRACE_SECONDS + _GRACE_MEDIANS * (statistics.median(self._durations) if self._durations else 0.0)
 
     def close(self) -> None:
@@ -309,6 +318,7 @@ def _serve(model, cameras, size, quality, backend, jobs, started, errors) -> Non
         try:
             while not batch.errors and (k := next(batch.next)) < len(batch.images):
                 renderer.draw(batch.poses[k], batch.appearances[k], batch.images[k])
+                batch.finished.append(k)
         except BaseException as error:
             batch.errors.append(error)
         batch.done.release()
@@ -352,6 +362,10 @@ def _camera_id(model: mujoco.MjModel, task: str, name: str) -> int:
     if found < 0:
         known = ", ".join(model.camera(i).name for i in range(model.ncam)) or "none"
         raise EnvError(f"image_keys: task {task!r} has no camera {name!r}; it has {known}")
+    if model.cam_sensorsize[found].any():
+        raise EnvError(
+            f"image_keys: camera {name!r} has a sensor size; only cameras given by an angle (fovy) are drawn"
+        )
     return found
 
 

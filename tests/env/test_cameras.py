@@ -239,7 +239,7 @@ def test_a_hanging_driver_is_reported_with_what_to_do(monkeypatch):
     pool = CameraPool(family("lift"), ["agentview"], (16, 16), "fast", n_threads=1)
     image = np.zeros(pool.image_shape, np.uint8)
     try:
-        with pytest.raises(EnvError, match=r"renderer hangs: 1 images are not done .* resume="):
+        with pytest.raises(EnvError, match=r"renderer hangs: 0 of 1 images are done .* resume="):
             pool.render(pose_of(moved(0))[None], [()], [image])
     finally:
         stuck.append(True)
