@@ -41,17 +41,23 @@ def vision(context: Context) -> Iterator[Figure]:
 
 
 def sampling(context: Context) -> Iterator[Figure]:
-    """Action chunks per second of the pre-trained and of the fine-tuned policy, five DDIM steps each."""
+    """Action chunks per second of the pre-trained and of the fine-tuned policy, five DDIM steps each.
+
+    One at once is a robot that acts (no chain is kept), several are a rollout that explores.
+    """
     for name, make in (("pre-trained", make_pretrained), ("fine-tuned", make_finetuned)):
         ours, theirs = make(*networks(context.seed))
         for n in (1, N_ENVS):
             obs = observations(n, context.seed)
             floats = as_floats(obs)
+            how: dict[str, bool] = {"deterministic": n == 1}
+            if name == "fine-tuned":
+                how["return_chain"] = n > 1
             turns = max(1, round(20 * context.scale)) if n == 1 else max(1, round(4 * context.scale))
             samples = context.interleave(
                 {
-                    "ours": Contestant(repeat(lambda p=ours, o=obs: p.sample(o), turns, n)),
-                    STRAIGHT: Contestant(repeat(lambda p=theirs, o=floats: p.sample(o), turns, n)),
+                    "ours": Contestant(repeat(lambda p=ours, o=obs, h=how: p.sample(o, **h), turns, n)),
+                    STRAIGHT: Contestant(repeat(lambda p=theirs, o=floats, h=how: p.sample(o, **h), turns, n)),
                 }
             )
             milliseconds = 1e3 * float(np.median(samples["ours"].cpu_seconds_each)) * n
