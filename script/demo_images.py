@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from agent.dataset.image_stream import save_demos_streamed
-from env.engine.cameras import CameraPool
 from env.engine.pool import usable_cores
 from env.registry import family
 from env.robomimic.env_meta import TASKS
+
+if TYPE_CHECKING:
+    from env.engine.cameras import CameraPool
 
 _AT_ONCE = 64  # images drawn per call
 
@@ -39,6 +42,8 @@ def save_with_images(
 
     Raises ``EnvError`` where nothing can draw, ``DatasetError`` where nothing can be written.
     """
+    from env.engine.cameras import CameraPool  # its kernels are of no use without images
+
     cameras = list(TASKS[task].cameras)
     pool = CameraPool(family(task), cameras, (size, size), quality, usable_cores())
     try:

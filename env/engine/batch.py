@@ -6,19 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mujoco
 import numpy as np
 
-from env.engine.camera_obs import CameraObs, Glimpse
-from env.engine.cameras import pose_of
 from env.engine.family import Family
 from env.engine.library import SOLVED, TERMINATED, UNSTABLE
-from env.engine.pool import ChunkOutcome, Simulations
+from env.engine.pool import ChunkOutcome, Simulations, pose_of
 from env.engine.seeds import SeedSupply
 from env.errors import EnvError
 from env.protocol import NpObs, StepResult
+
+if TYPE_CHECKING:
+    from env.engine.camera_obs import CameraObs, Glimpse
 
 
 @dataclass(slots=True)
@@ -87,6 +88,8 @@ class EngineVectorEnv:
         self.simulations = Simulations(family, n_envs, obs_steps, n_threads)
         self._eyes: CameraObs | None = None
         if cameras:
+            from env.engine.camera_obs import CameraObs  # its kernels are of no use without images
+
             try:
                 self._eyes = CameraObs(self.simulations, cameras, image_size, render_quality, img_obs_steps)
             except BaseException:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from env.engine.cameras import Appearance, CameraPool, pose_of
-from env.engine.pool import Simulations
+from env.engine.camera_renderer import Appearance
+from env.engine.cameras import CameraPool
+from env.engine.pool import Simulations, pose_of
 from env.errors import EnvError
 
 Glimpse = tuple[np.ndarray, Appearance]  # poses of one slot's last To control steps (To, nbody, 7), its episode's looks

@@ -26,6 +26,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def pose_of(data: mujoco.MjData) -> np.ndarray:
+    """Where the bodies are, position and quaternion: (nbody, 7)."""
+    return np.concatenate([data.xpos, data.xquat], axis=1)
+
+
 @dataclass(slots=True)
 class ChunkOutcome:
     """What one chunk did, per simulation; rows that were not run are zero."""

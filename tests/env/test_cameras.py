@@ -226,7 +226,7 @@ def test_a_hanging_driver_is_reported_with_what_to_do(monkeypatch):
     from env.engine import cameras
 
     monkeypatch.setattr(cameras, "_GRACE_SECONDS", 0.3)
-    stuck, original = [], cameras._Renderer.draw
+    stuck, original = [], cameras.Renderer.draw
 
     def hang(self, *arguments):
         import time
@@ -235,7 +235,7 @@ def test_a_hanging_driver_is_reported_with_what_to_do(monkeypatch):
             time.sleep(0.01)
         original(self, *arguments)
 
-    monkeypatch.setattr(cameras._Renderer, "draw", hang)
+    monkeypatch.setattr(cameras.Renderer, "draw", hang)
     pool = CameraPool(family("lift"), ["agentview"], (16, 16), "fast", n_threads=1)
     image = np.zeros(pool.image_shape, np.uint8)
     try:
