@@ -80,11 +80,11 @@ def test_the_extras_of_everybodys_notes_exist_and_need_no_build():
 
 
 def test_installed_packages_are_found():
-    """Packages and package data, from the settings: every room, and every YAML of cfg/."""
+    """Packages and package data, from the settings: every room, and every YAML and env_meta JSON of cfg/."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     include = tool["packages"]["find"]["include"]
     assert {"agent", "cfg", "env", "model", "script"} <= set(include)
-    assert set(ROOT.glob("cfg/**/*.yaml")) == {
+    assert {*ROOT.glob("cfg/**/*.yaml"), *ROOT.glob("cfg/**/*.json")} == {
         f for g in tool["package-data"]["cfg"] for f in (ROOT / "cfg").glob(g)
     } - set(ROOT.glob("cfg/**/*.md"))
 
