@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from agent import images
 from agent.dataset import robomimic_hdf5
 from agent.dataset.demos import read_demos
 from agent.dataset.image_stream import save_demos_streamed
@@ -116,6 +117,8 @@ def test_images_are_channels_first_side_by_side(tmp_path, monkeypatch):
     arrays = convert(path, tmp_path / "out", "--cameras")  # the published ones
     assert arrays["images"].shape == (12, 6, 13, 11) and arrays["images"].dtype == np.uint8
     assert arrays["states"].shape == (12, 18)  # without object
+    expected = {"render_quality": "faithful", "cameras": list(cameras), "image_size": [13, 11]}
+    assert images.of_demonstrations(tmp_path / "out" / "train.npz") == expected
     for k, camera in enumerate(cameras):
         whole = np.concatenate([demo["obs"][f"{camera}_image"] for demo in demos])
         np.testing.assert_array_equal(arrays["images"][:, 3 * k : 3 * k + 3], whole.transpose(0, 3, 1, 2))
