@@ -1,6 +1,7 @@
-"""The main job on Robomimic Lift, in minutes on two cores: demonstrations -> dispersive pre-training -> PPO fine-tuning -> evaluation.
+"""The main job on two cores: demonstrations -> pre-training -> PPO fine-tuning -> evaluation. Lift takes minutes, the others more.
 
-    bash script/quickstart.sh                       # does its own set-up first
+    bash script/quickstart.sh                       # Lift; does its own set-up first
+    bash script/quickstart.sh task=can              # or square, transport
     python script/quickstart.py seed=1 out=log/quickstart/seed_1
 
 Each stage is an ordinary command of this project, printed before it runs. Interrupted? Run it again: finished stages are kept, the one
@@ -15,56 +16,73 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-DEMONSTRATIONS = 160
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task is learned on two cores."""
+
+    leaf: str  # of cfg/robomimic/{pretrain,finetune}/<task>
+    demonstrations: int
+    collect: tuple[str, ...] = ()  # further arguments of script/collect_demos.py
+    note: str = "the demonstrations are scripted: not the papers' numbers"
+
+
+RECIPES = {
+    "lift": Recipe(
+        "quickstart",
+        160,
+        note="the demonstrations are scripted, episodes last 100 control steps: not the papers' numbers",
+    ),
+    "can": Recipe("two_cores", 200),
+    "square": Recipe("two_cores", 400, ("--noise=0.5",)),
+    "transport": Recipe("two_cores", 200, ("--noise=0.5",)),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is not done yet, then show the result. ``seed=<n>`` and ``out=<folder>`` are ours, the rest overrides fine-tuning."""
+    """Run what is not done yet, then show the result. ``task=``, ``seed=<n>`` and ``out=<folder>`` are ours, the rest overrides fine-tuning."""
     argv = sys.argv[1:] if argv is None else argv
     if any(a in {"-h", "--help"} for a in argv):
         sys.stdout.write(__doc__)
         return 0
-    given = dict(a.split("=", 1) for a in argv if a.startswith(("seed=", "out=")))
-    seed = given.get("seed", "0")
-    if not seed.isdecimal():
-        sys.stderr.write(f"error: seed: expected a number, found {seed!r}\n")
+    ours = ("task=", "seed=", "out=")
+    given = dict(a.split("=", 1) for a in argv if a.startswith(ours))
+    task, seed = given.get("task", "lift"), given.get("seed", "0")
+    if task not in RECIPES or not seed.isdecimal():
+        wrong = f"task: expected one of {', '.join(RECIPES)}, found {task!r}" if task not in RECIPES else ""
+        sys.stderr.write(f"error: {wrong or f'seed: expected a number, found {seed!r}'}\n")
         return 2
-    overrides = [a for a in argv if not a.startswith(("seed=", "out="))]
-    out = Path(given.get("out", Path(os.environ.get("DPPO_LOG_DIR", "log")) / "quickstart" / f"seed_{seed}")).absolute()
+    recipe, overrides = RECIPES[task], [a for a in argv if not a.startswith(ours)]
+    folder = "quickstart" if task == "lift" else f"quickstart_{task}"
+    out = Path(given.get("out", Path(os.environ.get("DPPO_LOG_DIR", "log")) / folder / f"seed_{seed}")).absolute()
     started = time.monotonic()
     data = out / "data"
-    if not (data / "robomimic" / "lift" / "train.npz").exists():
-        stage(
-            "1/3  demonstrations from a scripted expert",
-            [
-                "script/collect_demos.py",
-                "--task=lift",
-                f"--episodes={DEMONSTRATIONS}",
-                f"--seed={seed}",
-                f"--out={data}",
-            ],
-        )
+    if not (data / "robomimic" / task / "train.npz").exists():
+        demos = [f"--task={task}", f"--episodes={recipe.demonstrations}", f"--seed={seed}", f"--out={data}"]
+        stage("1/3  demonstrations from a scripted expert", ["script/collect_demos.py", *demos, *recipe.collect])
     common = [f"seed={seed}", "wandb=null", f"data_root={data}"]
     pretrain, finetune = out / "pretrain", out / "finetune"
     if not (pretrain / "result.json").exists():
-        stage("2/3  pre-training with the dispersive loss", run("pretrain", pretrain, common))
+        title = "2/3  pre-training with the dispersive loss" if task == "lift" else "2/3  pre-training"
+        stage(title, run(task, "pretrain", pretrain, common))
     if not (finetune / "result.json").exists():
         base = f"base_policy_path={newest(pretrain)}"
-        stage(
-            "3/3  fine-tuning with PPO over the denoising chain", run("finetune", finetune, [*common, base, *overrides])
-        )
-    report(out, time.monotonic() - started)
+        title = "3/3  fine-tuning with PPO over the denoising chain"
+        stage(title, run(task, "finetune", finetune, [*common, base, *overrides]))
+    report(task, out, time.monotonic() - started)
     return 0
 
 
-def run(name: str, logdir: Path, overrides: list[str]) -> list[str]:
+def run(task: str, name: str, logdir: Path, overrides: list[str]) -> list[str]:
     """The command of a stage; it goes on where an earlier attempt was cut off."""
     go_on = ["resume=true"] if logdir.exists() else []
-    leaf = [f"--config-dir=cfg/robomimic/{name}/lift", "--config-name=quickstart"]
+    leaf = [f"--config-dir=cfg/robomimic/{name}/{task}", f"--config-name={RECIPES[task].leaf}"]
     return ["script/run.py", *leaf, f"logdir={logdir}", *go_on, *overrides]
 
 
@@ -85,7 +103,7 @@ def stage(title: str, command: list[str]) -> None:
     sys.stdout.write(f"   took {time.monotonic() - started:.0f} s\n")
 
 
-def report(out: Path, seconds: float) -> None:
+def report(task: str, out: Path, seconds: float) -> None:
     """Before and after, and where to look."""
     result = json.loads((out / "finetune" / "result.json").read_text())
     lines = []
@@ -100,10 +118,10 @@ def report(out: Path, seconds: float) -> None:
         "checkpoint": result["checkpoint"],
     }
     sys.stdout.write(
-        "\n== Lift, the same episodes before and after: "
+        f"\n== {task.capitalize()}, the same episodes before and after: "
         f"{n} recorded seeds ({first} ...) that training never used\n" + "\n".join(lines) + "\n"
         f"  {result['env_steps']:,} environment steps, {result['wall_seconds'] / 60:.1f} min of fine-tuning, {seconds / 60:.1f} min in all\n"
-        f"  (the {DEMONSTRATIONS} demonstrations are scripted, episodes last 100 control steps: not the papers' numbers)\n\n"
+        f"  ({RECIPES[task].demonstrations} demonstrations; {RECIPES[task].note})\n\n"
         + "\n".join(f"  {name:<15} {path}" for name, path in look.items())
         + "\n"
     )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job, from nothing: set-up, demonstrations, pre-training with the dispersive loss, PPO fine-tuning, evaluation (Robomimic Lift).
+# The main job, from nothing: set-up, demonstrations, pre-training, PPO fine-tuning, evaluation (Robomimic Lift, or task=can|square|transport).
 #
-#   bash script/quickstart.sh [seed=0] [out=<folder>] [key=value ...]      (--help: script/quickstart.py's own)
+#   bash script/quickstart.sh [task=lift] [seed=0] [out=<folder>] [key=value ...]      (--help: script/quickstart.py's own)
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 arguments=("$@")
