@@ -1,14 +1,16 @@
 """Which geoms a camera image can show, decided exactly: whatever is left out could not have coloured a pixel.
 
-Three reasons to leave a geom out: its bounding box lies outside the camera's field of view; an opaque box (a table
-top, a wall, a bin) hides all of it; or, for the mirror image that MuJoCo draws in a reflecting floor, the same two
-hold of the mirrored box. MuJoCo itself leaves nothing out, and half a million vertices are most of an image's cost.
+A geom's surface is held by a few boxes (``split_meshes``). One of them is of no account when it lies outside the
+camera's field of view; when a face of an opaque box (a table top, a wall, a bin) hides all of it that is inside; or, for
+the mirror image that MuJoCo draws in a reflecting floor, when the same hold of the mirrored box. A geom without a box
+that matters is left out. MuJoCo itself leaves nothing out, and half a million vertices are most of an image's cost.
 """
 
 from __future__ import annotations
 
 import math
 
+import mujoco
 import numba
 import numpy as np
 from numba import types
@@ -18,6 +20,7 @@ from env.engine.library import compiled
 # void mj_local2Global(mjData*, xpos[3], xmat[9], pos[3], quat[4], int body, mjtByte sameframe)
 _local_to_global = types.ExternalFunction("mj_local2Global", types.void(*[types.intp] * 5, types.intc, types.intc))
 _quat_to_mat = types.ExternalFunction("mju_quat2Mat", types.void(types.intp, types.intp))
+_PIECES, _PIECE_FACES = 32, 100  # boxes per mesh at most, faces per box at least
 _SLACK = 1e-4  # m: OpenGL works in float32, and draws to the edge
 _HIDDEN_SLACK = 2e-3  # m: how far inside its shadow a thing must be to count as hidden
 
@@ -66,8 +69,11 @@ def _set_plane(plane, x, y, z, point):
 
 
 @numba.njit
-def _field_of_view(eye, mat, half_width, half_height, planes):
-    """The four sides and the camera's own plane, normals inwards: planes (5, 4). ``mat`` (9): columns right, up, back."""
+def _field_of_view(eye, mat, half_width, half_height, near, planes, rays):
+    """The four sides and the near plane, normals inwards: planes (5, 4); and the directions of the corners: rays (4, 3).
+
+    ``mat`` (9): columns right, up, back.
+    """
     for k in range(4):
         right = (half_width if k == 0 else -half_width) if k < 2 else 0.0
         up = 0.0 if k < 2 else (half_height if k == 2 else -half_height)
@@ -83,6 +89,11 @@ def _field_of_view(eye, mat, half_width, half_height, planes):
             eye,
         )
     _set_plane(planes[4], -mat[2], -mat[5], -mat[8], eye)
+    planes[4, 3] += near
+    for k in range(4):
+        right, up = half_width * (1.0 - 2.0 * (k % 2)), half_height * (1.0 - 2.0 * (k // 2))
+        for c in range(3):
+            rays[k, c] = mat[3 * c] * right + mat[3 * c + 1] * up - mat[3 * c + 2]
 
 
 @numba.njit
@@ -113,10 +124,10 @@ def _meets(box, planes, n):
 
 
 @numba.njit
-def _inside(box, planes, n):
-    """Whether all of the box is on the inner side of all planes."""
-    for k in range(n):  # noqa: SIM110
-        if _dot(planes[k], box) - planes[k, 3] - _extent(box, planes[k]) < _HIDDEN_SLACK:
+def _inside(box, planes, needed):
+    """Whether all of the box is on the inner side of all planes that are needed."""
+    for k in range(5):  # noqa: SIM110
+        if needed[k] and _dot(planes[k], box) - planes[k, 3] - _extent(box, planes[k]) < _HIDDEN_SLACK:
             return False
     return True
 
@@ -151,40 +162,58 @@ def _shadow(eye, box, axis, sign, near, planes):
     return True
 
 
+@numba.njit
+def _covers(planes, rays, needed):
+    """Which planes of a face's shadow still have to be asked about: not those that the whole field of view is inside of."""
+    needed[0] = True
+    for k in range(1, 5):
+        needed[k] = False
+        for ray in range(4):
+            if _dot(planes[k], rays[ray]) < _SLACK:
+                needed[k] = True
+
+
 @compiled(
     "int64(float64[::1], float64[::1], float64, float64, float64, float64[:,::1], float64[:,::1], float64[:,::1], "
-    "int64[::1], int64[::1], int64, boolean[::1])",
+    "int64[::1], int64[::1], int64[::1], int64, boolean[::1])",
     __file__,
 )
 def find_visible(
-    eye, mat, half_width, half_height, near, geom_xpos, geom_xmat, aabb, drawn, opaque_boxes, mirror_geom, visible
-):
+    eye, mat, half_width, half_height, near, geom_xpos, geom_xmat, boxes_of_geoms, first, drawn, opaque_boxes,
+    mirror_geom, visible,
+):  # fmt: skip
     """Mark the geoms that can show, by themselves or in the mirror; returns how many show in the mirror.
 
     Args:
         eye (3,), mat (9,): the camera's pose; half_width, half_height: tangents of half its angles; near: m.
-        geom_xpos (G, 3), geom_xmat (G, 9), aabb (G, 6): poses and bounding boxes (centre and half sizes in the geom's
-            frame).
+        geom_xpos (G, 3), geom_xmat (G, 9): poses.
+        boxes_of_geoms (B, 6): boxes (centre and half sizes in the geom's frame) which together hold a geom's surface;
+            those of geom g are rows first[g] to first[g + 1].
         drawn: geoms that are drawn at all. opaque_boxes: those of them that can hide others.
         mirror_geom: the reflecting plane, or -1.
         visible (G,): the answer.
     """
-    boxes, planes, shadow = np.empty((len(drawn), 12)), np.empty((5, 4)), np.empty((5, 4))
-    mirrored, mirrored_shadow, mirror = np.empty((5, 4)), np.empty((5, 4)), np.empty(4)
-    direct, reflected = np.zeros(len(drawn), np.bool_), np.zeros(len(drawn), np.bool_)
-    _field_of_view(eye, mat, half_width, half_height, planes)
-    row_of = np.full(len(geom_xpos), -1, np.int64)
-    for r in range(len(drawn)):
-        g = drawn[r]
+    n = 0
+    for g in drawn:
+        n += first[g + 1] - first[g]
+    boxes, owner, row_of = np.empty((n, 12)), np.empty(n, np.int64), np.full(len(geom_xpos), -1, np.int64)
+    planes, mirrored, mirror, rays = np.empty((5, 4)), np.empty((5, 4)), np.empty(4), np.empty((4, 3))
+    shadow, mirrored_shadow, needed = np.empty((5, 4)), np.empty((5, 4)), np.empty(5, np.bool_)
+    direct, reflected = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    _field_of_view(eye, mat, half_width, half_height, near, planes, rays)
+    r = 0
+    for g in drawn:
         row_of[g] = r
         m = geom_xmat[g]
-        for c in range(3):
-            boxes[r, c] = (
-                geom_xpos[g, c] + m[3 * c] * aabb[g, 0] + m[3 * c + 1] * aabb[g, 1] + m[3 * c + 2] * aabb[g, 2]
-            )
-            for axis in range(3):
-                boxes[r, 3 + 3 * axis + c] = m[3 * c + axis] * aabb[g, 3 + axis]
-        direct[r] = _meets(boxes[r], planes, 5)
+        for k in range(first[g], first[g + 1]):
+            box = boxes_of_geoms[k]
+            for c in range(3):
+                boxes[r, c] = geom_xpos[g, c] + m[3 * c] * box[0] + m[3 * c + 1] * box[1] + m[3 * c + 2] * box[2]
+                for axis in range(3):
+                    boxes[r, 3 + 3 * axis + c] = m[3 * c + axis] * box[3 + axis]
+            direct[r] = _meets(boxes[r], planes, 5)
+            owner[r] = g
+            r += 1
     floor = -1 if mirror_geom < 0 else row_of[mirror_geom]
     if floor >= 0:
         m = geom_xmat[mirror_geom]
@@ -193,30 +222,60 @@ def find_visible(
             floor = -1  # seen from behind, it mirrors nothing
     if floor >= 0:
         _mirror_planes(planes, 5, mirror, mirrored)
-        for r in range(len(drawn)):
+        for r in range(n):
             above = _dot(mirror, boxes[r]) - mirror[3] + _extent(boxes[r], mirror) > -_SLACK
             reflected[r] = r != floor and above and _meets(boxes[r], mirrored, 5)
-    for k in range(len(opaque_boxes)):
-        hider = row_of[opaque_boxes[k]]
+    for g in opaque_boxes:
+        hider = row_of[g]
         if hider < 0 or not direct[hider]:
             continue
         for side in range(6):
             if not _shadow(eye, boxes[hider], side // 2, 1.0 - 2.0 * (side % 2), near, shadow):
                 continue
+            _covers(shadow, rays, needed)
             if floor >= 0:
                 _mirror_planes(shadow, 5, mirror, mirrored_shadow)
-            for r in range(len(drawn)):
-                if direct[r] and _inside(boxes[r], shadow, 5):
+            for r in range(n):
+                if direct[r] and _inside(boxes[r], shadow, needed):
                     direct[r] = False
-                if reflected[r] and _inside(boxes[r], mirrored_shadow, 5):
+                if reflected[r] and _inside(boxes[r], mirrored_shadow, needed):
                     reflected[r] = False
     mirroring = 0
     visible[:] = False
-    for r in range(len(drawn)):
+    for r in range(n):
         in_mirror = reflected[r] and floor >= 0 and direct[floor]
-        visible[drawn[r]] = direct[r] or in_mirror
+        visible[owner[r]] |= direct[r] or in_mirror
         mirroring += in_mirror
     return mirroring
+
+
+def split_meshes(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
+    """``boxes_of_geoms`` and ``first`` of ``find_visible``: a mesh in up to 32 pieces, anything else in its own box."""
+    pieces: dict[int, np.ndarray] = {}
+    boxes, first = [], [0]
+    for geom in range(model.ngeom):
+        own = np.array(model.geom_aabb[geom])[None]
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH and model.geom_dataid[geom] >= 0:
+            mesh = int(model.geom_dataid[geom])
+            if mesh not in pieces:
+                vertex, face = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
+                faces = model.mesh_face[face : face + model.mesh_facenum[mesh]]
+                corners = model.mesh_vert[vertex : vertex + model.mesh_vertnum[mesh]].astype(np.float64)[faces]
+                pieces[mesh] = _pieces(corners, _PIECES)
+            own = pieces[mesh]
+        boxes.append(own)
+        first.append(first[-1] + len(own))
+    return np.concatenate(boxes), np.array(first, np.int64)
+
+
+def _pieces(corners: np.ndarray, n: int) -> np.ndarray:
+    """Boxes (<= n, 6) that hold the triangles ``corners (F, 3, 3)``: halved along the longest side, again and again."""
+    low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
+    if n == 1 or len(corners) < 2 * _PIECE_FACES:
+        return np.concatenate([(low + high) / 2, (high - low) / 2])[None]
+    order = np.argsort(corners.mean(axis=1)[:, np.argmax(high - low)], kind="stable")
+    half = len(order) // 2
+    return np.concatenate([_pieces(corners[part], n // 2) for part in (order[:half], order[half:])])
 
 
 @compiled("void(uint8[:,:,::1], uint8[:,:,::1])", __file__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from env.engine.camera_cull import find_visible, place, unpack
+from env.engine.camera_cull import find_visible, place, split_meshes, unpack
 from env.engine.camera_gl import open_context
 from env.engine.camera_meshes import lighten
 from env.engine.family import Family
@@ -78,7 +78,7 @@ class Renderer:
         self._aspect = width / height
         self._drawn, self._hiders, self._mirror = _roles(self._model)
         self._visible = np.zeros(self._model.ngeom, bool)
-        self._aabb = np.array(self._model.geom_aabb)
+        self._boxes, self._first = split_meshes(self._model)
         self._worn: Appearance = ()
         self._needs_centres = (self._model.cam_mode != 0).any() or (self._model.light_mode != 0).any()
 
@@ -114,8 +114,8 @@ class Renderer:
         half_height = np.tan(np.radians(model.cam_fovy[camera]) / 2)
         in_mirror = find_visible(
             data.cam_xpos[camera], data.cam_xmat[camera], half_height * self._aspect, half_height,
-            model.vis.map.znear * model.stat.extent, data.geom_xpos, data.geom_xmat, self._aabb, self._drawn,
-            self._hiders, self._mirror if self._quality.reflection else -1, self._visible,
+            model.vis.map.znear * model.stat.extent, data.geom_xpos, data.geom_xmat, self._boxes, self._first,
+            self._drawn, self._hiders, self._mirror if self._quality.reflection else -1, self._visible,
         )  # fmt: skip
         model.geom_group[:] = np.where(self._visible, _SHOWN, _HIDDEN)
         self._camera.fixedcamid = camera
@@ -131,11 +131,11 @@ class Renderer:
         for name, rows, _ in self._worn:
             getattr(self._model, name)[rows] = getattr(self._base, name)[rows]
             if name == "geom_aabb":
-                self._aabb[rows] = self._base.geom_aabb[rows]
+                self._boxes[self._first[rows]] = self._base.geom_aabb[rows]
         for name, rows, values in appearance:
             getattr(self._model, name)[rows] = values
             if name == "geom_aabb":
-                self._aabb[rows] = values
+                self._boxes[self._first[rows]] = values  # episodes differ in primitive geoms, which have one box each
         self._worn = appearance
 
 

@@ -14,7 +14,7 @@ from script.bench.registry import Context, UnavailableError, benchmark
 
 ACT_STEPS = 4
 N_SIMULATIONS = 16
-CONTROL_STEPS = {"lift": 72}
+CONTROL_STEPS = {"lift": 72, "can": 48, "square": 48, "transport": 24}  # of one turn
 BARS = {("lift", "faithful"): 10.0, ("lift", "balanced"): 25.0}
 QUALITIES = ("faithful", "balanced", "fast")
 
