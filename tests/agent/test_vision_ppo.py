@@ -181,6 +181,26 @@ def test_accumulated_gradients_are_those_of_the_whole(state):
     assert any(not torch.allclose(a, b, rtol=0.1, atol=1e-5) for a, b in zip(whole, separate, strict=True))
 
 
+def gradients(**train) -> list[torch.Tensor]:
+    """Of the actor at every optimiser step of one epoch, flat; the steps themselves are of length zero."""
+    actor, found = make_policy(), []
+    rollout, _ = make_state_rollout(actor, PointMass(N, 2, 11), S)
+    algorithm = learner(actor, update_epochs=1, **train)
+    algorithm.actor_optimizer = torch.optim.SGD(actor.actor_parameters(), 0.0)
+    algorithm.actor_optimizer.register_step_pre_hook(
+        lambda *_: found.append(torch.cat([p.grad.flatten().clone() for p in actor.actor_ft.parameters()]))
+    )
+    algorithm.update(rollout, 0)
+    return found
+
+
+def test_no_gradient_leaks_into_the_next_step():
+    (whole,) = gradients(batch_size=105, max_grad_norm=None)
+    first, second = gradients(batch_size=35, grad_accumulate=2, max_grad_norm=None)  # 70 and 35 of the same pairs
+    torch.testing.assert_close((70 * first + 35 * second) / 105, whole, rtol=1e-3, atol=1e-6)
+    assert float(whole.norm()) > 1e-3
+
+
 def test_what_remains_of_an_epoch_makes_a_step_of_its_own():
     _, metrics = steps_taken(batch_size=27, grad_accumulate=3)
     assert metrics["updates"] == 2  # 3 + 1 minibatches
