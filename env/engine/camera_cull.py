@@ -124,12 +124,40 @@ def _meets(box, planes, n):
 
 
 @numba.njit
-def _inside(box, planes, needed):
-    """Whether all of the box is on the inner side of all planes that are needed."""
-    for k in range(5):  # noqa: SIM110
+def _out_of_view_before(box, view, face):
+    """Whether the part of the box on the near side of ``face`` (a plane) lies outside the field of view.
+
+    The farthest that part reaches across a side of the view is a linear programme; every ``weight`` >= 0 of the near
+    side's inequality bounds it from above, and one of the four tried here is the best there is.
+    """
+    room = face[3] + _HIDDEN_SLACK - _dot(face, box)
+    for k in range(5):
+        reach = _dot(view[k], box) - view[k, 3]
+        for choice in range(4):
+            weight = 0.0
+            if choice < 3:
+                along = _dot(face, box[3 + 3 * choice : 6 + 3 * choice])
+                weight = _dot(view[k], box[3 + 3 * choice : 6 + 3 * choice]) / along if math.fabs(along) > 1e-9 else 0.0
+            if weight >= 0.0:
+                bound = weight * room
+                for axis in range(3):
+                    half = box[3 + 3 * axis : 6 + 3 * axis]
+                    bound += math.fabs(_dot(view[k], half) - weight * _dot(face, half))
+                if reach + bound < -_SLACK:
+                    return True
+    return False
+
+
+@numba.njit
+def _inside(box, planes, needed, view):
+    """Whether what the field of view (``view``) has of the box is on the inner side of all planes that are needed."""
+    if _dot(planes[0], box) - planes[0, 3] + _extent(box, planes[0]) < 0.0:
+        return False  # all of it before the face
+    for k in range(1, 5):
         if needed[k] and _dot(planes[k], box) - planes[k, 3] - _extent(box, planes[k]) < _HIDDEN_SLACK:
             return False
-    return True
+    beyond = _dot(planes[0], box) - planes[0, 3] - _extent(box, planes[0]) >= _HIDDEN_SLACK
+    return beyond or _out_of_view_before(box, view, planes[0])
 
 
 @numba.njit
@@ -236,9 +264,9 @@ def find_visible(
             if floor >= 0:
                 _mirror_planes(shadow, 5, mirror, mirrored_shadow)
             for r in range(n):
-                if direct[r] and _inside(boxes[r], shadow, needed):
+                if direct[r] and _inside(boxes[r], shadow, needed, planes):
                     direct[r] = False
-                if reflected[r] and _inside(boxes[r], mirrored_shadow, needed):
+                if reflected[r] and _inside(boxes[r], mirrored_shadow, needed, mirrored):
                     reflected[r] = False
     mirroring = 0
     visible[:] = False
