@@ -91,6 +91,7 @@ _ENV: Section = {
     "render": bool,
     "n_threads": _optional(int),
     "leave_out_unused": bool,
+    "end_on_success": bool,
     "img_cond_steps": int,
     "render_quality": str,
     "wrappers": {

@@ -124,6 +124,7 @@ def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:
         obs_keys=None if keys is None else list(keys),
         obs_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or 1),
         n_threads=None if cfg.get("n_threads") is None else _count(cfg, "n_threads"),
+        end_on_success=bool(cfg.get("end_on_success")),
         **({} if seen is None else _image_arguments(cfg, seen)),
     )
 

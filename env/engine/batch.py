@@ -49,6 +49,8 @@ class EngineVectorEnv:
         image_size: (height, width) of an image, pixels.
         render_quality: "faithful", "balanced" or "fast", see ``cameras.py``.
         img_obs_steps: images stacked in ``rgb``, one per control step, padded with the earliest.
+        end_on_success: an episode ends (``terminated``) with the control step that solves the task, instead of going on
+            to its time limit with reward 1 per solved step.
 
     Images are drawn once per chunk, uint8 and upright, on threads of their own.
 
@@ -71,6 +73,7 @@ class EngineVectorEnv:
         image_size: Sequence[int] = (96, 96),
         render_quality: str = "balanced",
         img_obs_steps: int = 1,
+        end_on_success: bool = False,
     ) -> None:
         counts = {
             "n_envs": n_envs,
@@ -85,7 +88,7 @@ class EngineVectorEnv:
         self.action_dim, self.invalid_episodes = family.action_dim, 0
         self._columns = _columns(family, obs_keys)
         self.obs_shapes = {"state": (obs_steps, len(self._columns))}
-        self.simulations = Simulations(family, n_envs, obs_steps, n_threads)
+        self.simulations = Simulations(family, n_envs, obs_steps, n_threads, end_on_success)
         self._eyes: CameraObs | None = None
         if cameras:
             from env.engine.camera_obs import CameraObs  # its kernels are of no use without images

@@ -87,7 +87,7 @@ def run_chunks(
     """Run a chunk of control steps in each of ``slots``, sharing ``queue`` with the other threads.
 
     queue (1,): how many of ``slots`` were taken, 0 at first.
-    kernels (4,): addresses of the control and observe kernels, nq, nv.
+    kernels (5,): addresses of the control and observe kernels, nq, nv, and the bits of an outcome that end an episode.
     handles (N, N_HANDLES), memory (N, M), ids, facts: see ``library.py``.
     actions (N, T, Da); limits (N,): control steps to run at most.
 
@@ -117,9 +117,12 @@ def run_chunks(
                 break
             reward[i] += one[0]
             outcome[i] |= result
+            done = (result & kernels[4]) != 0
+            if done:
+                outcome[i] |= TERMINATED
             if trace_row[i] >= 0:
                 trace[trace_row[i], t, :] = floats(h[QPOS], nq)
-            ended = (result & TERMINATED) != 0 or t == limits[i] - 1
+            ended = done or t == limits[i] - 1
             if n_steps > 1 or ended:  # one frame of history: only the last step's observation will be seen
                 _shift(history[i])
                 newest = history[i, n_steps - 1].ctypes.data

@@ -14,7 +14,7 @@ import numpy as np
 
 from env.engine.driver import observe_one, run_chunks
 from env.engine.family import Family, observation_dim
-from env.engine.library import N_HANDLES, check_versions, handles_of
+from env.engine.library import N_HANDLES, SOLVED, TERMINATED, check_versions, handles_of
 from env.errors import EnvError
 
 _logger = logging.getLogger(__name__)
@@ -45,10 +45,17 @@ class Simulations:
     """``n`` simulations of ``family``, stepped in parallel by ``n_threads`` threads (all usable cores by default).
 
     ``history (n, n_obs_steps, D)`` float64 holds the last full observations, ``memory (n, M)`` the controllers' state,
-    ``models[i]`` and ``data[i]`` MuJoCo's. Results do not depend on the number of threads.
+    ``models[i]`` and ``data[i]`` MuJoCo's. Results do not depend on the number of threads. ``end_on_success``: a solved task ends its episode.
     """
 
-    def __init__(self, family: Family, n: int, n_obs_steps: int = 1, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        n: int,
+        n_obs_steps: int = 1,
+        n_threads: int | None = None,
+        end_on_success: bool = False,
+    ) -> None:
         check_versions()
         if n_threads is not None and n_threads < 1:
             raise EnvError(f"n_threads must be at least 1 (or null for all cores), found {n_threads}")
@@ -65,8 +72,9 @@ class Simulations:
             self._handles[i] = handles_of(self.models[i], self.data[i])
         self._ids = np.ascontiguousarray(family.ids, np.int64)
         self._facts = np.ascontiguousarray(family.facts, np.float64)
+        ends = TERMINATED | (SOLVED if end_on_success else 0)
         self._kernels = np.array(
-            [family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv], np.int64
+            [family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv, ends], np.int64
         )
 
     def begin(self, slots: Iterable[int], starts: np.ndarray) -> None:

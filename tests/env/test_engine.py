@@ -363,3 +363,23 @@ def test_a_singular_arm_gets_finite_torques():
         150.0, *np.zeros((4, 7)), jacobian, np.eye(7), np.zeros(3), eye, np.ones(3), eye, osc.workspace(), out
     )
     assert np.isfinite(out).all() and 0 < np.abs(out).max() < 1e4
+
+
+def test_a_solved_task_ends_its_episode_if_asked_to():
+    """The slider counts as solved beyond 0.5 m; nothing else ends an episode here."""
+    whole, short = (EngineVectorEnv(Slider(1e3), 3, 5, 400, end_on_success=end) for end in (False, True))
+    for venv in (whole, short):
+        venv.reset([11, 12, 13])
+    push = np.ones((3, 5, 1))
+    seen = {}
+    for _ in range(80):
+        one, other = whole.step(push), short.step(push)
+        for i in np.flatnonzero(other.terminated & other.info["active"]):
+            assert other.success[i] and one.success[i] and other.info["seed"][i] == 11 + i
+            assert other.final_obs["state"][i, -1, 0] > 0.5  # the first step beyond
+            seen[i] = int(other.info["steps"][i])
+        assert not (other.success & ~other.terminated).any()
+        if len(seen) == 3:
+            break
+    assert set(seen) == {0, 1, 2} and min(seen.values()) >= 1
+    np.testing.assert_array_equal(whole.seeds(), [11, 12, 13])
