@@ -255,7 +255,7 @@ def test_start_render_exit_ends_cleanly_with_and_without_close():
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 cycles ended with exit code 0" in done.stdout
+    assert "2 of 2 cycles ended as they should" in done.stdout
 
 
 def test_demonstrations_show_what_the_environment_shows(tmp_path):
