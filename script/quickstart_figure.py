@@ -1,8 +1,9 @@
-"""The README's picture from finished quickstarts: learning curves of several seeds, and the policy at work before and after.
+"""The README's pictures from finished quickstarts of one task: learning curves of several seeds, and the policy at work before and after.
 
     python script/quickstart_figure.py log/quickstart/seed_0 log/quickstart/seed_1 log/quickstart/seed_2 --out assets/quickstart.png
 
-The film strips show the first recorded seed on which the pre-trained policy fails and the fine-tuned one does not.
+A folder may also be a fine-tuning run itself. The film strips show the first recorded seed on which the pre-trained policy fails and the
+fine-tuned one does not.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -18,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 
 from agent.checkpoint import load_policy  # noqa: E402
 from agent.eval import evaluate  # noqa: E402
@@ -26,29 +30,34 @@ from agent.plots import read_metrics  # noqa: E402
 from env.registry import make_vector_env  # noqa: E402
 from env.video import render_frames  # noqa: E402
 
-FRAMES = (0, 14, 24, 34, 46, 70)  # control steps shown
+N_FRAMES = 6
 
 
-def film(checkpoint: str, seed: int) -> list[np.ndarray]:
-    """Frames of one episode of a checkpoint's policy."""
+def finetuning(run: Path) -> Path:
+    """The fine-tuning run of a quickstart's folder, or the folder itself."""
+    return run / "finetune" if (run / "finetune").is_dir() else run
+
+
+def film(checkpoint: str, env: dict[str, Any], seed: int, steps: Sequence[int]) -> list[np.ndarray]:
+    """Frames of one episode of a checkpoint's policy, at control steps ``steps``."""
     policy = load_policy(checkpoint)
-    env = {"name": "lift", "n_envs": 1, "max_episode_steps": 100, "act_steps": 4}
     venv = make_vector_env(env, policy.normalizer)
     venv.record([0])
     evaluate(policy, venv, seeds=[seed])
     episode = venv.recorded()[0]
-    frames = render_frames(venv.render_model(episode.start), episode.qpos[list(FRAMES)], CAMERA, 320, 320, VISUAL_GEOMS)
+    rows = [min(step, len(episode.qpos) - 1) for step in steps]
+    camera = getattr(venv.family, "camera", CAMERA)
+    frames = render_frames(venv.render_model(episode.start), episode.qpos[rows], camera, 320, 320, VISUAL_GEOMS)
     venv.close()
-    return [frame[40:280, 40:280] for frame in frames]
+    closer = slice(40, 280) if env["name"] == "lift" else slice(None)  # Lift happens in the middle of the picture
+    return [frame[closer, closer] for frame in frames]
 
 
-def curves(axis: object, runs: list[Path]) -> None:
+def curves(axis: Any, runs: list[Path], title: str) -> None:
     """Success over environment steps, one line per seed, with the intervals of the comparison before -> after."""
     for k, run in enumerate(runs):
-        rows, result = (
-            read_metrics(run / "finetune" / "metrics.jsonl"),
-            json.loads((run / "finetune" / "result.json").read_text()),
-        )
+        folder = finetuning(run)
+        rows, result = read_metrics(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text())
         train = [
             (r["env_steps"] / 1e3, r["train/success_rate"]) for r in rows if r.get("train/success_rate") is not None
         ]
@@ -67,7 +76,7 @@ def curves(axis: object, runs: list[Path]) -> None:
         xlabel="thousand environment steps",
         ylabel="success rate",
         ylim=(0, 1.03),
-        title="Lift: PPO over the denoising chain",
+        title=title,
     )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", frameon=False, title="thick: evaluated, thin: exploring", title_fontsize="small")
@@ -77,24 +86,29 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished quickstarts")
+    parser.add_argument("--steps", type=int, default=70, help="control steps the film strips span at most (default 70)")
     parser.add_argument("--out", type=Path, default=Path("assets/quickstart.png"))
     args = parser.parse_args()
-    result = json.loads((args.runs[0] / "finetune" / "result.json").read_text())
-    seed = next(
-        s
-        for s, b, a in zip(
-            result["after"]["seeds"], result["before"]["successes"], result["after"]["successes"], strict=True
-        )
+    folder = finetuning(args.runs[0])
+    result = json.loads((folder / "result.json").read_text())
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    env = {**config["env"], "n_envs": 1, "act_steps": config["act_steps"]}
+    before, after = result["before"], result["after"]
+    seed, length = next(
+        (s, n)
+        for s, b, a, n in zip(after["seeds"], before["successes"], after["successes"], after["lengths"], strict=True)
         if a and not b
     )
-    strips = [film(result[key], seed) for key in ("base_policy_path", "checkpoint")]
+    steps = np.linspace(0, min(length, args.steps), N_FRAMES).astype(int).tolist()
+    strips = [film(result[key], env, seed, steps) for key in ("base_policy_path", "checkpoint")]
     figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.75))
-    curves(left.subplots(), args.runs)
-    axes = right.subplots(2, len(FRAMES), gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    pixels = ", from pixels" if "robomimic_image" in env["wrappers"] else ""
+    curves(left.subplots(), args.runs, f"{config['env_name'].capitalize()}{pixels}: PPO over the denoising chain")
+    axes = right.subplots(2, N_FRAMES, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for row, strip, label in zip(axes, strips, ("pre-trained", "fine-tuned"), strict=True):
-        for axis, frame, step in zip(row, strip, FRAMES, strict=True):
+        for axis, frame, step in zip(row, strip, steps, strict=True):
             axis.imshow(frame)
             axis.set(xticks=[], yticks=[])
             axis.set_title(f"{step / 20:.1f} s", fontsize=8, pad=2)
