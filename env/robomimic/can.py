@@ -14,20 +14,18 @@ out (nv 33 -> 15), unless asked for; see ``SuiteTask``.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
 
 from env.engine import osc
-from env.engine.library import N_HANDLES, SITE_XPOS, SOLVED, XPOS, control_kernel, floats, integers, observe_kernel
+from env.engine.library import N_HANDLES, SOLVED, XPOS, control_kernel, floats, integers, observe_kernel
 from env.robomimic import poses
 from env.robomimic.task import SuiteTask, arm_layout
 
 N_OBS, N_MEMORY = 23, osc.memory_size(1)
 CAN, N_IDS = osc.first_task_id(1), osc.first_task_id(1) + 1
 BOX, N_FACTS = osc.N_ARM_FACTS, osc.N_ARM_FACTS + 6  # x, y, z from; x, y, z to (m)
-LET_GO = 0.6  # of robosuite's reaching reward 1 - tanh(10 d): below it the gripper counts as away
 
 
 @control_kernel(__file__)
@@ -38,21 +36,15 @@ def _control(handles, memory, ids, facts, action, reward):
     can, inside = floats(h[XPOS] + 24 * numbers[CAN], 3), True
     for r in range(3):
         inside = inside and known[BOX + r] < can[r] < known[BOX + 3 + r]
-    grip = floats(h[SITE_XPOS] + 24 * numbers[osc.FIRST_ARM], 3)
-    solved = inside and 1.0 - math.tanh(10.0 * poses.distance_to_body(h, numbers[CAN], grip)) < LET_GO
+    solved = inside and poses.let_go(h, numbers, numbers[CAN])
     floats(reward, 1)[0] = 1.0 if solved else 0.0
     return SOLVED if solved else 0
 
 
 @observe_kernel(__file__)
 def _observe(handles, memory, ids, facts, obs):
-    h, numbers, out = integers(handles, N_HANDLES), integers(ids, N_IDS), floats(obs, N_OBS)
-    osc.observe_arm(h, numbers, 0, out)
-    can = floats(h[XPOS] + 24 * numbers[CAN], 3)
-    for r in range(3):
-        out[9 + r] = can[r]
-    osc.write_quaternion(h, numbers[CAN], out[12:])
-    poses.relative_pose(can, out[12:], out, out[16:])
+    h, numbers = integers(handles, N_HANDLES), integers(ids, N_IDS)
+    poses.observe_arm_and_object(h, numbers, numbers[CAN], floats(obs, N_OBS))
 
 
 class Can(SuiteTask):

@@ -6,7 +6,8 @@ import math
 
 import numba
 
-from env.engine.library import CONTACT_GEOMS, CONTACT_STRIDE, NCON, XPOS, XQUAT, floats, int32s
+from env.engine import osc
+from env.engine.library import CONTACT_GEOMS, CONTACT_STRIDE, NCON, SITE_XPOS, XPOS, XQUAT, floats, int32s
 
 
 @numba.njit
@@ -41,6 +42,24 @@ def relative_pose(position, quaternion, arm, out):
     norm = math.sqrt(rx * rx + ry * ry + rz * rz + rw * rw)
     norm = -norm if rw < 0.0 else norm
     out[3], out[4], out[5], out[6] = rx / norm, ry / norm, rz / norm, rw / norm
+
+
+@numba.njit
+def observe_arm_and_object(h, ids, body, out):
+    """out (23,): arm 0 (``osc.observe_arm``), a body's position (m) and orientation, and both in the gripper's frame."""
+    osc.observe_arm(h, ids, 0, out)
+    position = floats(h[XPOS] + 24 * body, 3)
+    for r in range(3):
+        out[9 + r] = position[r]
+    osc.write_quaternion(h, body, out[12:])
+    relative_pose(position, out[12:], out, out[16:])
+
+
+@numba.njit
+def let_go(h, ids, body):
+    """Whether the gripper counts as away from a body: robosuite's reaching reward, 1 - tanh(10 d), is below 0.6."""
+    grip = floats(h[SITE_XPOS] + 24 * ids[osc.FIRST_ARM], 3)
+    return 1.0 - math.tanh(10.0 * distance_to_body(h, body, grip)) < 0.6
 
 
 @numba.njit

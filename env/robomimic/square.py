@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from env.engine import osc
-from env.engine.library import N_HANDLES, SITE_XPOS, SOLVED, XPOS, control_kernel, floats, integers, observe_kernel
+from env.engine.library import N_HANDLES, SOLVED, XPOS, control_kernel, floats, integers, observe_kernel
 from env.robomimic import poses
-from env.robomimic.can import LET_GO
 from env.robomimic.task import SuiteTask, arm_layout
 
 N_OBS, N_MEMORY = 23, osc.memory_size(1)
@@ -35,21 +34,15 @@ def _control(handles, memory, ids, facts, action, reward):
     osc.control_arms(h, own, numbers, known, floats(action, 7))
     nut, peg = floats(h[XPOS] + 24 * numbers[NUT], 3), floats(h[XPOS] + 24 * numbers[PEG], 3)
     on_peg = math.fabs(nut[0] - peg[0]) < ALIGNED and math.fabs(nut[1] - peg[1]) < ALIGNED and nut[2] < known[HEIGHT]
-    grip = floats(h[SITE_XPOS] + 24 * numbers[osc.FIRST_ARM], 3)
-    solved = on_peg and 1.0 - math.tanh(10.0 * poses.distance_to_body(h, numbers[NUT], grip)) < LET_GO
+    solved = on_peg and poses.let_go(h, numbers, numbers[NUT])
     floats(reward, 1)[0] = 1.0 if solved else 0.0
     return SOLVED if solved else 0
 
 
 @observe_kernel(__file__)
 def _observe(handles, memory, ids, facts, obs):
-    h, numbers, out = integers(handles, N_HANDLES), integers(ids, N_IDS), floats(obs, N_OBS)
-    osc.observe_arm(h, numbers, 0, out)
-    nut = floats(h[XPOS] + 24 * numbers[NUT], 3)
-    for r in range(3):
-        out[9 + r] = nut[r]
-    osc.write_quaternion(h, numbers[NUT], out[12:])
-    poses.relative_pose(nut, out[12:], out, out[16:])
+    h, numbers = integers(handles, N_HANDLES), integers(ids, N_IDS)
+    poses.observe_arm_and_object(h, numbers, numbers[NUT], floats(obs, N_OBS))
 
 
 class Square(SuiteTask):
