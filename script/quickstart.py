@@ -1,7 +1,7 @@
 """The main job on two cores: demonstrations -> pre-training -> PPO fine-tuning -> evaluation. Lift takes minutes, the others more.
 
     bash script/quickstart.sh                       # Lift; does its own set-up first
-    bash script/quickstart.sh task=can              # or square, transport
+    bash script/quickstart.sh task=can              # or square, transport; from camera images: lift-img, can-img
     python script/quickstart.py seed=1 out=log/quickstart/seed_1
 
 Each stage is an ordinary command of this project, printed before it runs. Interrupted? Run it again: finished stages are kept, the one
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is learned on two cores."""
+    """How a task is learned on two cores; with ``-img`` behind its name, from camera images."""
 
     leaf: str  # of cfg/robomimic/{pretrain,finetune}/<task>
     demonstrations: int
@@ -42,6 +42,8 @@ RECIPES = {
     "can": Recipe("two_cores", 200),
     "square": Recipe("two_cores", 400, ("--noise=0.5",)),
     "transport": Recipe("two_cores", 200, ("--noise=0.5",)),
+    "lift-img": Recipe("two_cores_img", 200, ("--images",)),
+    "can-img": Recipe("two_cores_img", 200, ("--images",)),
 }
 
 
@@ -64,7 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     data = out / "data"
     if not (data / "robomimic" / task / "train.npz").exists():
-        demos = [f"--task={task}", f"--episodes={recipe.demonstrations}", f"--seed={seed}", f"--out={data}"]
+        demos = [
+            f"--task={task.removesuffix('-img')}",
+            f"--episodes={recipe.demonstrations}",
+            f"--seed={seed}",
+            f"--out={data}",
+        ]
         stage("1/3  demonstrations from a scripted expert", ["script/collect_demos.py", *demos, *recipe.collect])
     common = [f"seed={seed}", "wandb=null", f"data_root={data}"]
     pretrain, finetune = out / "pretrain", out / "finetune"
@@ -82,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(task: str, name: str, logdir: Path, overrides: list[str]) -> list[str]:
     """The command of a stage; it goes on where an earlier attempt was cut off."""
     go_on = ["resume=true"] if logdir.exists() else []
-    leaf = [f"--config-dir=cfg/robomimic/{name}/{task}", f"--config-name={RECIPES[task].leaf}"]
+    leaf = [f"--config-dir=cfg/robomimic/{name}/{task.removesuffix('-img')}", f"--config-name={RECIPES[task].leaf}"]
     return ["script/run.py", *leaf, f"logdir={logdir}", *go_on, *overrides]
 
 
