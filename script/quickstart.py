@@ -39,7 +39,7 @@ RECIPES = {
         160,
         note="the demonstrations are scripted, episodes last 100 control steps: not the papers' numbers",
     ),
-    "can": Recipe("two_cores", 200),
+    "can": Recipe("two_cores", 400),
     "square": Recipe("two_cores", 400, ("--noise=0.5",)),
     "transport": Recipe("two_cores", 200, ("--noise=0.5",)),
     "lift-img": Recipe("two_cores_img", 200, ("--images",)),

@@ -286,7 +286,7 @@ def test_only_the_loss_in_training_augments_and_it_encodes_once(dispersive, enco
     batch = Batch(torch.rand(8, TA, DA), observation(8))
 
     def loss(policy):
-        return float(policy.loss(batch, torch.Generator().manual_seed(3)).total)
+        return float(policy.loss(batch, torch.Generator().manual_seed(3)).total.detach())
 
     assert loss(model) != loss(plain)
     assert [n for _, n in encodings] == [8, 8]
