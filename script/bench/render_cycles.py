@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parents[2]
 _CYCLE = """
 import sys
@@ -64,7 +66,7 @@ def cycle(k: int) -> str:
 def main(n: int) -> int:
     """``n`` cycles, one after the other."""
     begin = time.monotonic()
-    wrong = [problem for k in range(n) if (problem := cycle(k))]
+    wrong = [problem for k in tqdm(range(n), unit="cycle") if (problem := cycle(k))]
     print(*wrong, sep="\n", end="\n" * bool(wrong))
     print(f"{n - len(wrong)} of {n} cycles ended as they should ({time.monotonic() - begin:.0f} s)")
     return int(bool(wrong))
