@@ -43,6 +43,27 @@ ROBOMIMIC = {  # name -> where its family is
 TASKS: dict[str, Factory] = {name: _robomimic(name) for name in ROBOMIMIC}
 
 
+@functools.cache
+def locomotion(body: str, version: str = "v4") -> Any:
+    """Gymnasium's robot ``body`` in its ``version``, built once per process."""
+    from env.gym.locomotion import Locomotion
+
+    return Locomotion(body, version)
+
+
+def _gym(body: str) -> Factory:
+    def make(cfg: Mapping[str, Any]) -> VectorEnv:
+        version = str(cfg.get("version") or "v4")
+        return _engine_env(locomotion(body, version), cfg, wrapper="mujoco_locomotion_lowdim")
+
+    return make
+
+
+# D4RL's names (its "v2" says which data; the robot is Gymnasium's ``env.version``, v4 unless asked otherwise)
+GYM = {f"{body}{data}-v2": body for body in ("hopper", "walker2d", "halfcheetah") for data in ("", "-medium")}
+TASKS.update({name: _gym(body) for name, body in GYM.items()})
+
+
 @dataclass(frozen=True)
 class Expert:
     """A task's scripted expert, and how its demonstrations are made unless asked otherwise."""
