@@ -83,6 +83,7 @@ _WANDB: Section = {"entity": _optional(str), "project": str, "run": str, "mode":
 _ENV: Section = {
     "n_envs": int,
     "name": str,
+    "version": str,
     "env_type": str,
     "max_episode_steps": int,
     "best_reward_threshold_for_success": Number,
@@ -96,6 +97,7 @@ _ENV: Section = {
     "render_quality": str,
     "wrappers": {
         "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
+        "mujoco_locomotion_lowdim": {"normalization_path": _optional(str)},
         "robomimic_image": {
             "normalization_path": _optional(str),
             "low_dim_keys": list,
@@ -139,6 +141,7 @@ STAGES: dict[str, Section] = {
         "train": {
             **_LATEST,
             "n_train_itr": int,
+            "stop_at_return": _optional(Number),
             "n_steps": int,
             "gamma": Number,
             "gae_lambda": Number,

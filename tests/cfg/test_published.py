@@ -1,7 +1,7 @@
-"""Every leaf of the Robomimic diffusion MLP policies against the published configuration of the same name, key by key.
+"""Every leaf of the diffusion MLP policies against the published configuration of the same name, key by key.
 
-``published_robomimic.json`` holds the 51 published files (19 of DPPO, 32 of D2PPO), generated once. Whatever differs here
-stands in ``DIFFERENCES`` with its reason, and a difference that no longer exists must be taken out.
+``published_robomimic.json`` holds 51 published files (19 of DPPO, 32 of D2PPO), ``published_gym.json`` 25 (11 and 14),
+generated once. Whatever differs here stands in ``DIFFERENCES`` with its reason, and a difference that no longer exists must be taken out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agent.config import register_resolvers
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("lift", "can", "square", "transport")
+BODIES = ("hopper", "walker2d", "halfcheetah")
 ABSENT = "<absent>"  # ours has no such key
 register_resolvers()
 
@@ -84,6 +85,25 @@ DIFFERENCES = [
         "*/pretrain/transport/pre_diffusion_mlp_img", "shape_meta.obs.state.shape", [18], "two arms; never read"
     ),
     Difference("*/pretrain/transport/pre_diffusion_mlp_img", "shape_meta.action.shape", [14], "two arms; never read"),
+    *(
+        Difference("*/eval/halfcheetah-v2/*", key, 4, "chunks of one action do not fit the checkpoint")
+        for key in ("horizon_steps", "act_steps", "env.wrappers.multi_step.n_action_steps", "model.*horizon_steps")
+    ),
+    *(
+        Difference(
+            "*/eval/halfcheetah-v2/*",
+            key,
+            f"{before}halfcheetah-medium-v2_eval_diffusion_mlp_ta4_td20{after}",
+            "as above",
+        )
+        for key, before, after in (
+            ("name", "", ""),
+            ("logdir", "$LOG/gym-eval/", "/<now:%Y-%m-%d>_<now:%H-%M-%S>_42"),
+        )
+    ),
+    # ------------------------------------------------------------------------- minibatches of (chunk, step) pairs
+    Difference("*/finetune/*-v2/ft_ppo_diffusion_mlp", "train.batch_size", 50000, "5000 chunks of 10 steps"),
+    Difference("*/finetune/*-v2/ppo_diffusion_mlp", "train.batch_size", 20000, "1000 chunks of 20 steps"),
     # -------------------------------------------------------------------------------- D2PPO against DPPO, confounded
     Difference("d2ppo/pretrain/lift/*_dispersive_img", "train.n_epochs", 2500, "as long as without the loss"),
     Difference("d2ppo/pretrain/square/*_dispersive_img", "train.n_epochs", 4000, "as long as without the loss"),
@@ -93,9 +113,10 @@ DIFFERENCES = [
 
 def published() -> dict[str, dict[str, object]]:
     """``repository/stage/task/config`` to the flat published configuration."""
-    data = json.loads((Path(__file__).with_name("published_robomimic.json")).read_text())["rows"]
+    files = [Path(__file__).with_name(f"published_{suite}.json") for suite in ("robomimic", "gym")]
+    data = [item for file in files for item in json.loads(file.read_text())["rows"].items()]
     found = {}
-    for name, rows in data.items():
+    for name, rows in data:
         stage, config = name.split("/")
         for row, own in rows.items():
             if row == "all":
@@ -110,13 +131,18 @@ def published() -> dict[str, dict[str, object]]:
 PUBLISHED = published()
 
 
+def suite(task: str) -> str:
+    return "robomimic" if task in TASKS else "gym"
+
+
 @functools.cache
 def ours(leaf: str) -> dict[str, object]:
     """The composed leaf, flat; of an evaluation, with the model of the pre-trained policy that it evaluates."""
-    suite, stage, task, config = leaf.split("/")
+    benchmark, stage, task, config = leaf.split("/")
     flat = flatten(OmegaConf.to_container(composed(leaf), resolve=True))
     if stage == "eval":
-        trained = ours(f"{suite}/pretrain/{task}/{config.replace('eval', 'pre')}")
+        named = task if task in TASKS else task.replace("-v2", "-medium-v2")  # pre-training is named after its data
+        trained = ours(f"{benchmark}/pretrain/{named}/{config.replace('eval', 'pre')}")
         flat = {key: value for key, value in trained.items() if key.startswith("model.")} | flat
     return flat
 
@@ -147,7 +173,7 @@ def intended(row: str, key: str) -> Difference | None:
 @pytest.mark.parametrize("row", sorted(PUBLISHED))
 def test_leaf_says_what_was_published(row):
     _, stage, task, config = row.split("/")
-    mine, wrong = ours(f"robomimic/{stage}/{task}/{config}"), []
+    mine, wrong = ours(f"{suite(task)}/{stage}/{task}/{config}"), []
     for key, theirs in PUBLISHED[row].items():
         difference, found = intended(row, key), timeless(mine.get(key, ABSENT))
         expected = difference.ours if difference else theirs
@@ -175,16 +201,30 @@ def test_every_task_has_every_configuration():
         "eval": ["eval_diffusion_mlp", "eval_diffusion_mlp_img"],
     }
     wanted = {f"{stage}/{task}/{name}" for stage, leaves in names.items() for task in TASKS for name in leaves}
-    assert wanted == {row.split("/", 1)[1] for row in PUBLISHED}
-    missing = [leaf for leaf in sorted(wanted) if not (ROOT / "cfg" / "robomimic" / f"{leaf}.yaml").is_file()]
+    gym = {
+        f"{stage}/{body}{data}-v2/{name}"
+        for body in BODIES
+        for stage, data, leaves in (
+            ("pretrain", "-medium", ["pre_diffusion_mlp", "pre_diffusion_mlp_dispersive"]),
+            ("finetune", "", ["ft_ppo_diffusion_mlp", "ppo_diffusion_mlp"]),
+            ("eval", "", ["eval_diffusion_mlp"]),
+        )
+        for name in leaves
+    }
+    never = {"eval/walker2d-v2/eval_diffusion_mlp"}  # here all the same
+    assert wanted | gym - never == {row.split("/", 1)[1] for row in PUBLISHED}
+    leaves = [f"robomimic/{leaf}" for leaf in wanted] + [f"gym/{leaf}" for leaf in gym]
+    missing = [leaf for leaf in sorted(leaves) if not (ROOT / "cfg" / f"{leaf}.yaml").is_file()]
     assert not missing
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("obs", ["", "_img"])
+@pytest.mark.parametrize(
+    ("task", "obs"),
+    [(task, obs) for task in TASKS for obs in ("", "_img")] + [(f"{body}-medium-v2", "") for body in BODIES],
+)
 def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
     plain, dispersive = (
-        ours(f"robomimic/pretrain/{task}/pre_diffusion_mlp{kind}{obs}") for kind in ("", "_dispersive")
+        ours(f"{suite(task)}/pretrain/{task}/pre_diffusion_mlp{kind}{obs}") for kind in ("", "_dispersive")
     )
     differ = {
         key for key in plain.keys() | dispersive.keys() if timeless(plain.get(key)) != timeless(dispersive.get(key))
@@ -201,6 +241,9 @@ def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
 @pytest.mark.parametrize(
     ("leaf", "actor", "critic"),
     [
+        ("hopper-v2/ft_ppo_diffusion_mlp", 553_020, 134_913),
+        ("walker2d-v2/ft_ppo_diffusion_mlp", 568_392, 136_449),
+        ("halfcheetah-v2/ppo_diffusion_mlp", 549_942, 136_449),
         ("lift/ft_ppo_diffusion_mlp", 573_516, 136_961),
         ("can/ft_ppo_diffusion_mlp", 575_564, 137_985),
         ("square/ft_ppo_diffusion_mlp", 2_305_212, 137_985),
@@ -212,6 +255,6 @@ def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
     ],
 )
 def test_networks_have_the_published_number_of_parameters(leaf, actor, critic):
-    model = composed(f"robomimic/finetune/{leaf}").model
+    model = composed(f"{suite(leaf.split('/')[0])}/finetune/{leaf}").model
     found = [sum(p.numel() for p in build(part).parameters()) for part in (model.actor, model.critic)]
     assert found == [actor, critic]
