@@ -76,7 +76,7 @@ COMMON: Section = {
     "shape_meta": _SHAPE_META,
     "normalization_path": _optional(str),
     "robomimic_env_cfg_path": _optional(str),
-    "task": {"max_episode_steps": int, "low_dim_keys": list, "image_keys": list},
+    "task": {"max_episode_steps": int, "low_dim_keys": list, "image_keys": list, "subset": str, "dataset": str},
     "model": dict,
 }
 _WANDB: Section = {"entity": _optional(str), "project": str, "run": str, "mode": str}
@@ -84,6 +84,9 @@ _ENV: Section = {
     "n_envs": int,
     "name": str,
     "version": str,
+    "simulator": str,
+    "simulator_python": _optional(str),
+    "observation_delay": str,
     "env_type": str,
     "max_episode_steps": int,
     "best_reward_threshold_for_success": Number,
@@ -98,6 +101,7 @@ _ENV: Section = {
     "wrappers": {
         "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
         "mujoco_locomotion_lowdim": {"normalization_path": _optional(str)},
+        "d3il_lowdim": {"normalization_path": _optional(str)},
         "robomimic_image": {
             "normalization_path": _optional(str),
             "low_dim_keys": list,
@@ -130,6 +134,7 @@ STAGES: dict[str, Section] = {
             "lr_scheduler": {**_SCHEDULE, "per": str},
             "epoch_start_ema": int,
             "update_ema_freq": int,
+            "precision": str,
             "train_split": Number,
             "log_freq": int,
             "diagnostics_freq": int,

@@ -1,4 +1,4 @@
-"""Which pre-trained policy a run starts from, and the normaliser it was trained with."""
+"""Which pre-trained policy a run starts from, if any, and the normaliser it was trained with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from agent import checkpoint, images
 from agent.errors import CheckpointError
 from env.normalizer import Normalizer
 
+SCRATCH = "scratch"  # base_policy_path of a run that starts from random weights
 FITTING = ("obs_dim", "action_dim", "horizon_steps", "denoising_steps", "cond_steps", "img_cond_steps")
 
 
@@ -23,8 +24,9 @@ def find(cfg: DictConfig) -> Path:
     if cfg.base_policy_path is not None:
         return Path(cfg.base_policy_path).expanduser()
     folder = Path(cfg.log_root).expanduser() / f"{cfg.benchmark}-pretrain"
+    trained = (cfg.get("task") or {}).get("dataset") or cfg.env_name  # D3IL: several data sets of one environment
     candidates = sorted(
-        folder.glob(f"{cfg.env_name}_pre_*/*/checkpoint/state_*.pt"), key=lambda p: p.stat().st_mtime, reverse=True
+        folder.glob(f"{trained}_pre_*/*/checkpoint/state_*.pt"), key=lambda p: p.stat().st_mtime, reverse=True
     )
     for path in candidates:
         payload = checkpoint.load(path)
@@ -36,16 +38,21 @@ def find(cfg: DictConfig) -> Path:
     raise CheckpointError(
         f"base_policy_path: not given, and none of the {len(candidates)} pre-trained checkpoints under {folder} fits "
         f"({', '.join(f'{key}={cfg.get(key)}' for key in FITTING)}). Pre-train one first:\n"
-        f"  python script/run.py --config-name={method} --config-dir=cfg/{cfg.benchmark}/pretrain/{cfg.env_name}\n"
-        "or pass base_policy_path=<.../checkpoint/state_<n>.pt>"
+        f"  python script/run.py --config-name={method} --config-dir=cfg/{cfg.benchmark}/pretrain/{trained}\n"
+        f"or pass base_policy_path=<.../checkpoint/state_<n>.pt> ({SCRATCH}: start from random weights)"
     )
 
 
+def read_base(path: Path) -> dict[str, Any]:
+    """The checkpoint at ``path``; nothing at all for a start from random weights."""
+    return {} if str(path) == SCRATCH else checkpoint.load(path)
+
+
 def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
-    """The checkpoint's own normaliser; the file at ``normalization_path`` for checkpoints that carry none.
+    """The checkpoint's own normaliser; the file at ``normalization_path`` where there is no checkpoint or it carries none.
 
     Raises:
-        CheckpointError: the checkpoint carries none, and no file is given.
+        CheckpointError: there is none, and no file is given.
         EnvError: the file is absent or damaged.
     """
     own = checkpoint.normalizer(payload)
@@ -53,6 +60,6 @@ def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
         return own
     if cfg.normalization_path is None:
         raise CheckpointError(
-            "normalization_path: the checkpoint carries no normaliser, so the file that it was trained with is needed"
+            "normalization_path: no checkpoint brings a normaliser, so a file of the demonstrations' (or of measured) bounds is needed"
         )
     return Normalizer.load(cfg.normalization_path)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class FinetuneAgent:
-    """Fine-tunes a pre-trained policy in a vectorised environment.
+    """Fine-tunes a pre-trained policy, or trains one from nothing, in a vectorised environment.
 
     Args:
         cfg: a composed and validated configuration of stage ``finetune``.
@@ -59,7 +59,7 @@ class FinetuneAgent:
         check_task(cfg.env)
         check_configured(read(cfg, "robomimic_env_cfg_path", None), cfg.env)
         self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
-        payload = resumed or checkpoint.load(self.base_path)
+        payload = resumed or base_policy.read_base(self.base_path)
         images.check(payload, cfg, self.base_path)
         self.images = images.of_checkpoint(payload)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
@@ -75,6 +75,7 @@ class FinetuneAgent:
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)
         self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0
         self.before: dict[str, Any] | None = None
+        self.stopped = False  # by train.stop_at_return
         self.obs, self.firsts = None, np.ones(cfg.env.n_envs, bool)
         if resumed:
             self._restore(resumed)
@@ -99,7 +100,7 @@ class FinetuneAgent:
         bar = tqdm(
             total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None
         )
-        while self.iteration < n_iterations:
+        while self.iteration < n_iterations and not self.stopped:
             self._start_episodes()
             if rollout is None:
                 rollout = self._allocate()
@@ -117,7 +118,10 @@ class FinetuneAgent:
             self.logger.log("itr", self.iteration, metrics)
             bar.update()
             self._say(metrics)
-            numbered = self.iteration % self.train["save_model_freq"] == 0 or self.iteration == n_iterations
+            wanted = self.train.get("stop_at_return")  # where no episode ended the return is NaN, which is not enough
+            self.stopped = wanted is not None and metrics["train/episode_return"] >= wanted
+            last = self.stopped or self.iteration == n_iterations
+            numbered = self.iteration % self.train["save_model_freq"] == 0 or last
             if numbered or now - last_save >= self.train["latest_every_s"]:
                 self._save(numbered)
                 last_save = time.monotonic()
@@ -128,10 +132,11 @@ class FinetuneAgent:
         """One console line per iteration."""
         left = (self.train["n_train_itr"] - self.iteration) * metrics["time/iteration"]
         log.info(
-            "itr %d/%d  success %.3f (exploring)  kl %.4f  explained variance %.2f  %s env steps/s  %.0f s/itr, %.1f min left",
+            "itr %d/%d  success %.3f  return %.4g (exploring)  kl %.4f  explained variance %.2f  %s env steps/s  %.0f s/itr, %.1f min left",
             self.iteration,
             self.train["n_train_itr"],
             metrics["train/success_rate"],
+            metrics["train/episode_return"],
             metrics["approx_kl"],
             metrics["explained_variance"],
             f"{metrics['time/env_steps_per_s']:,.0f}",
@@ -140,7 +145,9 @@ class FinetuneAgent:
         )
 
     def _load_base(self, payload: dict[str, Any]) -> None:
-        """Weights to start from: of a pre-trained policy, or all of a fine-tuned one."""
+        """Weights to start from: of a pre-trained policy, all of a fine-tuned one, or none (``base_policy_path=scratch``)."""
+        if not payload:
+            return
         if payload.get("kind") == "finetune":
             strict_load(self.policy, payload["model"], str(self.base_path))
         else:

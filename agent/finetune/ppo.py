@@ -75,7 +75,7 @@ class PPO:
     """Clipped policy optimisation and a value regression, on two optimisers.
 
     Args:
-        policy: a ``PPODiffusion`` (or another policy of the same interface) on its device.
+        policy: a module with the interface of ``ChainPolicy``, on its device.
         train: the configuration's ``train`` section.
         n_envs: N of the rollouts.
         generator: of the minibatches, on the policy's device.

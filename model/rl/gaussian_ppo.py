@@ -1,0 +1,136 @@
+"""The Gaussian policy that PPO trains, from a pre-trained one or from nothing.
+
+To the loop it is a chain of one step, ``K = 1``: from nothing (zeros) to the action chunk. See
+``agent/finetune/algorithm.py`` for what PPO asks of a policy; the loss is in ``agent``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model.common.gaussian import GaussianModel, entropy, log_density
+from model.common.modules import strict_load
+from model.types import Obs, Sample, StateDictError
+
+
+class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
+    """Tuned network, frozen base and critic.
+
+    The ``state_dict`` has the published names: ``network.*`` and ``actor_ft.*`` (the same, tuned tensors), ``actor.*``
+    (the frozen base) and ``critic.*``.
+
+    Log-probabilities are means over ``(Ta, Da)``, as published. They are not clamped: the published bound of 2 stops all
+    learning where the deviation falls below 0.033. Actions are not bounded either: that the world clips them is part of
+    the world.
+
+    Args:
+        actor: a fresh network (``Gaussian_MLP``). ``load_base`` fills it; without, training starts from nothing.
+        critic: observation to value ``(B,)``.
+        clip_ploss_coef: PPO's clip range.
+        clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in
+            ``agent``.
+
+    The others are explained in ``GaussianModel``.
+    """
+
+    n_chain_steps = 1  # K
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        critic: nn.Module,
+        horizon_steps: int,
+        clip_ploss_coef: float = 0.1,
+        clip_vloss_coef: float | None = None,
+        clip_advantage_lower_quantile: float = 0,
+        clip_advantage_upper_quantile: float = 1,
+        norm_adv: bool = True,
+        randn_clip_value: float | None = 10.0,
+    ) -> None:
+        super().__init__(actor, horizon_steps, randn_clip_value)
+        self.actor_ft = self.network  # one module, two published names
+        self.actor = copy.deepcopy(actor).requires_grad_(False)
+        self.critic = critic
+        self.clip_ploss_coef, self.clip_vloss_coef = clip_ploss_coef, clip_vloss_coef
+        self.clip_advantage_lower_quantile = clip_advantage_lower_quantile
+        self.clip_advantage_upper_quantile = clip_advantage_upper_quantile
+        self.norm_adv = norm_adv
+
+    def load_base(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load pre-trained weights (``network.*``) into the tuned network, in place, and into the frozen base.
+
+        A base of fixed deviation may be tuned with a learned one (``learn_fixed_std``): ``logvar`` then starts at it.
+
+        Raises:
+            StateDictError: a key is missing, unexpected or of another shape.
+        """
+        foreign = next((key for key in state_dict if not key.startswith("network.")), None)
+        if foreign is not None:
+            raise StateDictError(
+                f"base policy: expected only keys that start with 'network.', found {foreign!r}. "
+                "This is not a pre-trained policy; a fine-tuned one is loaded whole, with load_state_dict"
+            )
+        holder = nn.Module()
+        holder.network = self.network
+        start = {key: value for key, value in holder.state_dict().items() if key == "network.logvar"}
+        bounds = {key: value for key, value in holder.state_dict().items() if key.startswith("network.logvar_m")}
+        strict_load(holder, {**start, **state_dict, **bounds}, "base policy")
+        self.actor.load_state_dict(self.network.state_dict(), strict=True)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        obs: Obs,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_chain: bool = True,
+    ) -> Sample:
+        """As ``GaussianModel.sample``; with ``return_chain`` also ``chains (B, 2, Ta, Da)`` and, unless deterministic,
+        ``log_probs (B, 1)``."""
+        x, mean, std = self.draw(obs, deterministic, noise, generator)
+        if not return_chain:
+            return Sample(x)
+        chains = torch.stack([torch.zeros_like(x), x], dim=1)
+        return Sample(x, chains, None if deterministic else log_density(x, mean, std)[:, None])
+
+    def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor) -> Tensor:
+        """Log-probability ``(B,)`` of the chunks ``x_next (B, Ta, Da)``, differentiable. ``x`` and ``step`` say nothing
+        where the chain has one step."""
+        return log_density(x_next, *self.network(obs))
+
+    def chain_log_probs(self, obs: Obs, chains: Tensor) -> Tensor:
+        """``log_prob`` of ``chains (B, 2, Ta, Da)``, as ``(B, 1)``."""
+        return log_density(chains[:, 1], *self.network(obs))[:, None]
+
+    def value(self, obs: Obs) -> Tensor:
+        """The critic's value, ``(B,)``."""
+        return self.critic(obs)
+
+    def clip_range(self, step: Tensor) -> Tensor:
+        """PPO's clip range, ``(B,)``."""
+        return torch.full(step.shape, self.clip_ploss_coef, device=step.device)
+
+    def denoising_discount(self, step: Tensor) -> Tensor:
+        """1, as ``(B,)``: the one step of the chain is its last."""
+        return torch.ones(step.shape, device=step.device)
+
+    def entropy_proxy(self, obs: Obs) -> Tensor:
+        """Mean entropy per dimension, 0-d: what an entropy bonus pushes up."""
+        return entropy(self.network(obs)[1])
+
+    def actor_parameters(self) -> Iterator[nn.Parameter]:
+        """What the actor's optimiser trains."""
+        return self.network.parameters()
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """What the critic's optimiser trains."""
+        return self.critic.parameters()
+
+    def eta_parameters(self) -> Iterator[nn.Parameter]:
+        """None: a Gaussian policy has no denoising noise level."""
+        return iter(())
