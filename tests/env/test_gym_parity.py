@@ -204,3 +204,36 @@ def test_a_saved_episode_goes_on_bit_for_bit():
         a, b = first.step(chunk), second.step(chunk)
         np.testing.assert_array_equal(a.obs["state"], b.obs["state"])
         np.testing.assert_array_equal(a.reward, b.reward)
+
+
+@pytest.mark.parametrize(("body", "version"), [t for t in TASKS if t[0] != "halfcheetah"])
+def test_what_is_healthy_is_gymnasiums_to_the_edge(body, version):
+    """States on both sides of every bound, set by hand: one step each, in both."""
+    theirs, venv, rng = _theirs(body, version), _venv(body, version), np.random.default_rng(6)
+    theirs.reset(seed=0)
+    venv.reset([0])
+    sims, data, n = venv.simulations, venv.simulations.data[0], venv.family.model.nv
+    known, said = BODIES[body], []
+    bounds = [(1, b) for b in known.height] + [(2, b) for b in known.angle]
+    for joint, bound in [(j, b) for j, b in bounds if np.isfinite(b)] * 8:
+        qpos, qvel = np.zeros(n), 0.1 * rng.standard_normal(n)
+        qpos[1] = np.mean(np.minimum(known.height, 5.0))  # healthy but for what follows
+        qpos[joint] = bound + rng.uniform(-0.02, 0.02)
+        said.append(_one_step(theirs, sims, data, qpos, qvel))
+    for joint in range(2 * n) if body == "hopper" else ():
+        state = np.zeros(2 * n)
+        state[1], state[joint] = 30.0, 103.0  # beyond what counts as a state of hopper, but for x and z
+        said.append(_one_step(theirs, sims, data, state[:n], state[n:]))
+    assert 0.2 < np.mean(said) < 0.8
+
+
+def _one_step(theirs, sims, data, qpos, qvel):
+    """Whether Gymnasium ended the episode; asserts that the engine says the same of the same state."""
+    theirs.set_state(qpos, qvel)
+    data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = qpos, qvel, theirs.data.qacc_warmstart
+    mujoco.mj_forward(theirs.model, data)
+    _, reward, terminated, _, _ = theirs.step(np.zeros(theirs.model.nu))
+    ours = sims.run(np.array([0]), np.zeros((1, 1, theirs.model.nu)), np.array([1]))
+    assert bool(ours.bits[0] & TERMINATED) == terminated, (qpos, qvel)
+    assert abs(ours.reward[0] - reward) < EXACT
+    return terminated
