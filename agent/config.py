@@ -135,6 +135,7 @@ STAGES: dict[str, Section] = {
             "epoch_start_ema": int,
             "update_ema_freq": int,
             "precision": str,
+            "precision": str,
             "train_split": Number,
             "log_freq": int,
             "diagnostics_freq": int,

@@ -144,7 +144,8 @@ class PretrainAgent:
         lr, rows = self.schedule.lr, self.train_rows
         self.policy.train()
         for chosen in _batches(rows[torch.randperm(len(rows), generator=self.order)], settings.batch_size):
-            losses = self.policy.loss(self._batch(chosen), self.noise)
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                losses = self.policy.loss(self._batch(chosen), self.noise)
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             self.optimizer.step()

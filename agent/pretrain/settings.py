@@ -12,6 +12,7 @@ from agent.agent import read
 from agent.errors import UsageError
 
 PER = ("epoch", "step")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class PretrainSettings:
     ema_per: str
     epoch_start_ema: int
     update_ema_freq: int
+    precision: str
     train_split: float
     val_freq: int
     log_freq: int
@@ -56,11 +58,12 @@ class PretrainSettings:
             first_cycle_steps=_integer(cfg, f"{schedule}.first_cycle_steps", 1, n_epochs),
             warmup_steps=_integer(cfg, f"{schedule}.warmup_steps", 0, 0),
             min_lr=_number(cfg, f"{schedule}.min_lr", 0.0),
-            schedule_per=_choice(cfg, f"{schedule}.per"),
+            schedule_per=_choice(cfg, f"{schedule}.per", PER),
             ema_decay=_number(cfg, "ema.decay", 0.995),
-            ema_per=_choice(cfg, "ema.per"),
+            ema_per=_choice(cfg, "ema.per", PER),
             epoch_start_ema=_integer(cfg, "train.epoch_start_ema", 0, 20),
             update_ema_freq=_integer(cfg, "train.update_ema_freq", 1, 10),
+            precision=_choice(cfg, "train.precision", PRECISIONS),
             train_split=_number(cfg, "train.train_split", 1.0),
             val_freq=_integer(cfg, "train.val_freq", 1, 10),
             log_freq=_integer(cfg, "train.log_freq", 1, 1),
@@ -84,8 +87,9 @@ def _number(cfg: Any, key: str, *default: float) -> float:
     return float(value)
 
 
-def _choice(cfg: Any, key: str) -> str:
-    value = read(cfg, key, PER[0])
-    if value not in PER:
-        raise UsageError(f"{key}: expected {' or '.join(PER)}, found {value!r}")
+def _choice(cfg: Any, key: str, choices: tuple[str, ...]) -> str:
+    """One of ``choices``; the first where the key is absent."""
+    value = read(cfg, key, choices[0])
+    if value not in choices:
+        raise UsageError(f"{key}: expected {' or '.join(choices)}, found {value!r}")
     return value

@@ -286,7 +286,8 @@ class DispersiveLoss:
         if not features:
             raise ValueError("dispersive loss: no features were recorded; the network must run inside record_outputs")
         settings = (self.kind, self.temperature, self.self_pairs, self.variant, self.group_size)
-        losses = [dispersive_loss(z, *settings) for z in features]
+        with torch.autocast(features[0].device.type, enabled=False):  # a difference of large squares: not in bfloat16
+            losses = [dispersive_loss(z.float() if z.dtype == torch.bfloat16 else z, *settings) for z in features]
         return torch.stack(losses).mean()
 
     def floor(self, n: int) -> float:

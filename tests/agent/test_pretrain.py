@@ -251,6 +251,25 @@ def test_one_epoch_is_plain_adamw_over_every_chunk(data, tmp_path):
         torch.testing.assert_close(agent.policy.state_dict()[key], value, rtol=1e-6, atol=1e-7)
 
 
+def test_bfloat16_is_of_the_products_alone(data, tmp_path):
+    """Hidden layers compute in bfloat16, weights and moments stay float32, and what is learned is what float32 learns, roughly."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        agent = PretrainAgent(
+            _cfg(data, tmp_path / precision, train__n_epochs=60, train__train_split=1.0, train__precision=precision)
+        )
+        seen = set()
+        agent.policy.network[0].register_forward_hook(lambda _m, _i, out, seen=seen: seen.add(out.dtype))
+        agent.run()
+        assert seen == {getattr(torch, precision)}
+        assert {p.dtype for p in agent.policy.parameters()} == {torch.float32}
+        assert {s["exp_avg"].dtype for s in agent.optimizer.state.values()} == {torch.float32}
+        rows = _rows(tmp_path / precision)
+        losses[precision] = [row["train/loss"] for row in rows]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"][-1] == pytest.approx(losses["float32"][-1], rel=0.1)
+
+
 def test_a_single_left_over_sample_joins_the_last_batch(data, tmp_path):
     agent = PretrainAgent(_cfg(data, tmp_path / "a", train__n_epochs=1, train__train_split=1.0, train__batch_size=23))
     agent.run()
@@ -383,6 +402,7 @@ def test_diagnostics_are_logged_warned_about_and_change_nothing(data, tmp_path, 
         ({"train__lr_scheduler__warmup_steps": 200}, UsageError, "warmup_steps"),
         ({"train__lr_scheduler__min_lr": 1.0}, UsageError, "min_lr"),
         ({"train__lr_scheduler__per": "batch"}, UsageError, r"train\.lr_scheduler\.per.*'batch'"),
+        ({"train__precision": "half"}, UsageError, r"train\.precision: expected float32 or bfloat16, found 'half'"),
         ({"train__train_split": 0.0}, DatasetError, r"train\.train_split"),
         ({"ema__decay": 1.0}, UsageError, r"ema\.decay"),
         ({"ema__per": "week"}, UsageError, r"ema\.per"),

@@ -262,6 +262,16 @@ def test_settings_average_over_layers():
         settings([])
 
 
+def test_it_is_never_computed_in_bfloat16():
+    """Distances are differences of large squares: mixed precision around the loss changes nothing in it."""
+    z = (100 + torch.randn(11, 7)).bfloat16()
+    expected = DispersiveLoss()([z.float()])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = DispersiveLoss()([z])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("self_pairs", [False, True])
 def test_floors_are_reached(self_pairs: bool):
     n = 5
