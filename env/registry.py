@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from env.errors import EnvError
+from env.errors import EnvError, MissingSimulatorError
 from env.protocol import VectorEnv
 
 if TYPE_CHECKING:
@@ -64,6 +64,51 @@ GYM = {f"{body}{data}-v2": body for body in ("hopper", "walker2d", "halfcheetah"
 TASKS.update({name: _gym(body) for name, body in GYM.items()})
 
 
+def _d3il(name: str) -> Factory:
+    def make(cfg: Mapping[str, Any]) -> VectorEnv:
+        delay, simulator = str(cfg.get("observation_delay") or "published"), cfg.get("simulator") or "engine"
+        if simulator not in ("engine", "d3il"):
+            raise EnvError(f"env.simulator: expected engine or d3il, found {simulator!r}")
+        if simulator == "d3il":
+            return _genuine_d3il(name, cfg, delay)
+        from env.d3il.avoiding import family
+
+        return _engine_env(family(name, delay), cfg, wrapper="d3il_lowdim")
+
+    return make
+
+
+def _genuine_d3il(name: str, cfg: Mapping[str, Any], delay: str) -> VectorEnv:
+    """D3IL's own simulation, in worker processes."""
+    from env.d3il import genuine
+    from env.process import Factory as Named
+    from env.process import ProcessVectorEnv
+
+    python = cfg.get("simulator_python")
+    if python is None and genuine.missing():
+        raise MissingSimulatorError(
+            f"env.simulator=d3il needs {' and '.join(genuine.missing())}, which no registry has: install both from a copy "
+            "of D3IL's sources as installation/install_d3il.md says (env.simulator_python names another interpreter that has "
+            "them), or leave env.simulator at engine"
+        )
+    if delay != "published":
+        raise EnvError(f"env.observation_delay: D3IL itself knows 'published' only, found {delay!r}")
+    multi_step = (cfg.get("wrappers") or {}).get("multi_step") or {}
+    return ProcessVectorEnv(
+        [Named(f"{genuine.__file__}:Genuine", (name,))] * _count(cfg, "n_envs"),
+        act_steps=_count(cfg, "act_steps", multi_step.get("n_action_steps")),
+        max_episode_steps=_count(cfg, "max_episode_steps"),
+        cond_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or 1),
+        success_reward=1.0 if name == "avoiding" else 2.0,
+        python=python,
+    )
+
+
+# D3IL's names: m<k> rewards passing on the k-th side of ``env.d3il.field``; without, only crossing the line counts
+D3IL = ("avoiding", *(f"avoiding-m{flag}" for flag in (5, 6, 7, 8)))
+TASKS.update({name: _d3il(name) for name in D3IL})
+
+
 @dataclass(frozen=True)
 class Expert:
     """A task's scripted expert, and how its demonstrations are made unless asked otherwise."""
@@ -73,6 +118,8 @@ class Expert:
     steps: int  # control steps of an episode
     noise: float  # human-like clumsiness; 0 is perfect
     until_success: bool = True  # try until it succeeds, and end there (otherwise: one try, all ``steps`` recorded)
+    env: str | None = None  # the environment's name, where it is not the task's
+    episodes: int = 300  # demonstrations
 
 
 def _expert(task: str, kind: str) -> Callable[..., Any]:
@@ -82,11 +129,22 @@ def _expert(task: str, kind: str) -> Callable[..., Any]:
     return make
 
 
+def _avoiding_expert(task: str) -> Callable[..., Any]:
+    def make(n: int, rng: np.random.Generator, noise: float, retry: bool) -> Any:
+        return importlib.import_module("env.d3il.avoiding_expert").expert(task, n, rng, noise)
+
+    return make
+
+
 EXPERTS: dict[str, Expert] = {
     "lift": Expert("robomimic", _expert("lift", "LiftExpert"), steps=100, noise=0.3, until_success=False),
     "can": Expert("robomimic", _expert("can", "CanExpert"), steps=300, noise=1.0),
     "square": Expert("robomimic", _expert("square", "SquareExpert"), steps=400, noise=1.0),
     "transport": Expert("robomimic", _expert("transport", "TransportExpert"), steps=800, noise=1.0),
+    **{
+        task: Expert("d3il", _avoiding_expert(task), steps=150, noise=1.0, env="avoiding", episodes=episodes)
+        for task, episodes in (("avoid", 96), ("avoid_m1", 8), ("avoid_m2", 8), ("avoid_m3", 8))
+    },
 }
 
 
@@ -96,7 +154,8 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
     Args:
         cfg: ``name`` (a key of ``TASKS``), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or
             ``wrappers.multi_step.n_action_steps``); optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``;
-            1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all); for images
+            1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all); of D3IL ``simulator``
+            and ``observation_delay`` (``env/d3il/avoiding.py``); for images
             ``wrappers.robomimic_image`` (``image_keys``, ``low_dim_keys``, ``shape_meta``), ``render_quality`` and
             ``img_cond_steps``.
         normalizer: wrap the environment so that it speaks normalised observations and actions.
