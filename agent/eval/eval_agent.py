@@ -58,7 +58,7 @@ class EvalAgent:
         result = evaluate(
             self.policy, self.venv, cfg.n_episodes, cfg.eval_seed, deterministic=cfg.deterministic, progress="evaluate"
         )
-        log.info("%s; return %.3f [%.3f, %.3f]", result, result.mean_return, *result.return_interval)
+        log.info("%s", result)
         self.logger.log("itr", 0, result.metrics())
         video = None
         if cfg.env.save_video or cfg.render_num > 0:

@@ -51,6 +51,8 @@ class EvalResult:
             f"{prefix}/success_ci_low": self.success_interval[0],
             f"{prefix}/success_ci_high": self.success_interval[1],
             f"{prefix}/episode_return": self.mean_return,
+            f"{prefix}/return_ci_low": self.return_interval[0],
+            f"{prefix}/return_ci_high": self.return_interval[1],
             f"{prefix}/episode_length": float(np.mean(self.lengths)),
             f"{prefix}/episodes": float(len(self.seeds)),
             f"{prefix}/invalid_episodes": float(self.n_invalid),
@@ -59,7 +61,9 @@ class EvalResult:
 
     def __str__(self) -> str:
         low, high = self.success_interval
-        return f"success {self.success_rate:.3f} [{low:.3f}, {high:.3f}] over {len(self.seeds)} episodes"
+        success = f"success {self.success_rate:.3f} [{low:.3f}, {high:.3f}]"
+        low, high = self.return_interval
+        return f"{success}, return {self.mean_return:.4g} [{low:.4g}, {high:.4g}] over {len(self.seeds)} episodes"
 
 
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class FinetuneAgent:
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)
         self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0
         self.before: dict[str, Any] | None = None
-        self.stopped = False  # by train.stop_at_return
+        self.stopped, self.recent = False, deque(maxlen=cfg.env.n_envs)  # by train.stop_at_return; returns of episodes
         self.obs, self.firsts = None, np.ones(cfg.env.n_envs, bool)
         if resumed:
             self._restore(resumed)
@@ -118,8 +119,7 @@ class FinetuneAgent:
             self.logger.log("itr", self.iteration, metrics)
             bar.update()
             self._say(metrics)
-            wanted = self.train.get("stop_at_return")  # where no episode ended the return is NaN, which is not enough
-            self.stopped = wanted is not None and metrics["train/episode_return"] >= wanted
+            self.stopped = self._good_enough()
             last = self.stopped or self.iteration == n_iterations
             numbered = self.iteration % self.train["save_model_freq"] == 0 or last
             if numbered or now - last_save >= self.train["latest_every_s"]:
@@ -127,6 +127,11 @@ class FinetuneAgent:
                 last_save = time.monotonic()
         bar.close()
         return self._finish()
+
+    def _good_enough(self) -> bool:
+        """Whether the last ``env.n_envs`` training episodes returned ``train.stop_at_return`` on average, where that is set."""
+        wanted = self.train.get("stop_at_return")
+        return wanted is not None and len(self.recent) == self.recent.maxlen and float(np.mean(self.recent)) >= wanted
 
     def _say(self, metrics: dict[str, float]) -> None:
         """One console line per iteration."""
@@ -221,6 +226,7 @@ class FinetuneAgent:
             self.policy, self.venv, self.obs, self.firsts, rollout, self.tracker, self.generator, tick
         )
         self.env_steps += n_chunks * per_chunk
+        self.recent.extend(episode[0] for episode in self.tracker.finished)
         seconds = time.perf_counter() - started
         return {
             **self.tracker.summary(),
@@ -247,6 +253,7 @@ class FinetuneAgent:
                 "env_steps": self.env_steps,
                 "wall_seconds": self.wall_seconds,
                 "tracker": self.tracker.state_dict(),
+                "recent_returns": list(self.recent),
                 "firsts": torch.as_tensor(self.firsts.copy()),
                 "venv": None if cfg.env.reset_at_iteration or self.obs is None else self.venv.state_dict(),
             },
@@ -265,6 +272,7 @@ class FinetuneAgent:
         self.iteration, self.env_steps, self.wall_seconds = payload["itr"], extra["env_steps"], extra["wall_seconds"]
         self.before = extra["before"]
         self.tracker.load_state_dict(extra["tracker"])
+        self.recent.extend(extra.get("recent_returns", ()))
         self.firsts = extra["firsts"].numpy().copy()
         if extra["venv"] is not None:
             self.obs = self.venv.load_state_dict(extra["venv"])
@@ -277,10 +285,11 @@ class FinetuneAgent:
         )
         low, high = self.before["success_interval"]
         log.info(
-            "before: success %.3f [%.3f, %.3f] over %d episodes",
+            "before: success %.3f [%.3f, %.3f], return %.4g over %d episodes",
             self.before["success_rate"],
             low,
             high,
+            self.before["mean_return"],
             len(self.before["seeds"]),
         )
         log.info("after:  %s", after)

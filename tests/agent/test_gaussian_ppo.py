@@ -15,6 +15,7 @@ from agent.config import validate
 from agent.errors import CheckpointError
 from agent.finetune.finetune import FinetuneAgent
 from agent.finetune.ppo import PPO
+from agent.plots import learning_curve
 from agent.pretrain.pretrain import PretrainAgent
 from env.normalizer import Normalizer
 from model.common.critic import CriticObs
@@ -109,7 +110,9 @@ def test_it_learns_from_nothing_stops_at_a_return_and_goes_on(tmp_path):
     first = FinetuneAgent(gaussian_config(leaf, *common, "train.stop_at_return=2.0")).run()
     rows = runs_rows(tmp_path / "run")
     assert 1 < first["iterations"] < 25
-    assert [row["train/episode_return"] >= 2.0 for row in rows[1:]] == [False] * (len(rows) - 2) + [True]
+    # 40 environments, new episodes of 5 chunks at every iteration of 8 chunks: one each ends
+    counts, means = ([row[f"train/{key}"] for row in rows[1:]] for key in ("episodes", "episode_return"))
+    assert [count == 40 and mean >= 2.0 for count, mean in zip(counts, means)] == [False] * (len(rows) - 2) + [True]
     result = FinetuneAgent(gaussian_config(leaf, *common, "resume=true")).run()
     assert result["iterations"] == 25
     assert result["after"]["success_interval"][0] > result["before"]["success_interval"][1]
@@ -207,3 +210,16 @@ def test_damaged_policy_files_are_refused(tmp_path):
 
 def metadata(settings: dict) -> dict[str, str]:
     return {"format": "d2ppo-gaussian-1", "network": json.dumps({**NETWORK, **settings}), "about": "{}"}
+
+
+@pytest.mark.parametrize(("solved", "label"), [(0.0, "return"), (0.3, "success rate")])
+def test_the_learning_curve_shows_returns_where_nothing_is_ever_solved(tmp_path, monkeypatch, solved, label):
+    row = {"env_steps": 7, "train/success_rate": solved, "train/episode_return": 11.0}
+    for kind, value in (("success", solved), ("return", 13.0)):
+        row |= {f"eval/{kind}_ci_low": value - 0.1, f"eval/{kind}_ci_high": value + 0.1}
+    row |= {"eval/success_rate": solved, "eval/episode_return": 13.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    labels = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set", lambda axis, **given: labels.append(given["ylabel"]))
+    assert learning_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png", "x").stat().st_size > 5_000
+    assert labels == [label]
