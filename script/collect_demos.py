@@ -3,10 +3,14 @@
     python script/collect_demos.py --task lift
     python script/collect_demos.py --task can --episodes 300 --noise 1.0 --seed 0 --out data
     python script/collect_demos.py --task lift --images --episodes 100
+    python script/collect_demos.py --task hopper
 
 Writes <out>/<suite>/<task>/train.npz and normalization.npz, the files that pre-training reads. Only successes are kept; the expert's own
 success rate is printed. A demonstration ends some steps after its first success (of lift only with --until-success: by default all of an
 episode is kept). These demonstrations are scripted: they are not the papers' data, and results from them are not the papers' results.
+
+Locomotion (hopper, walker2d, halfcheetah) has a medium behaviour policy instead of an expert: all of its episodes are kept, drawn with its
+own noise, in <out>/gym/<task>-medium-v2/. The policies are this project's (script/train_medium.py); the data are not D4RL's.
 
 With --images, <out>/<suite>/<task>-img/ gets camera images and, as states, the arms' own coordinates alone. Images are drawn once
 all demonstrations are together, from where the bodies were, so that only what is kept is drawn.
@@ -35,7 +39,9 @@ from env.errors import EnvError  # noqa: E402
 from env.normalizer import Normalizer  # noqa: E402
 from env.registry import EXPERTS, make_vector_env  # noqa: E402
 from script.demo_images import Sight, proprioception, save_with_images  # noqa: E402
+from script.policy_demos import MEDIUM, folder_name, roll_out, save_rollouts  # noqa: E402
 
+SOURCES = {**EXPERTS, **MEDIUM}
 FIRST_SEED = 5_000_000  # apart from the seeds of evaluation (1 and 2 million) and from training's hashed ones
 AFTER_SUCCESS = 5, 10  # control steps that a demonstration goes on after its success, at least and at most
 
@@ -43,8 +49,8 @@ AFTER_SUCCESS = 5, 10  # control steps that a demonstration goes on after its su
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=sorted(EXPERTS), help="which task's expert")
-    parser.add_argument("--episodes", type=int, default=300, help="demonstrations to keep (default 300)")
+    parser.add_argument("--task", required=True, choices=sorted(SOURCES), help="which task's expert or policy")
+    parser.add_argument("--episodes", type=int, help=f"demonstrations to keep (default {_defaults('episodes')})")
     parser.add_argument("--steps", type=int, help=f"control steps an episode may take (default {_defaults('steps')})")
     parser.add_argument(
         "--noise", type=float, help=f"how clumsy the expert is: 0 perfect; default, human-like: {_defaults('noise')}"
@@ -72,14 +78,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace demonstrations that are already there")
     args = parser.parse_args(argv)
-    for name in ("steps", "noise", "until_success"):
+    for name in ("steps", "noise", "until_success", "episodes"):
         if getattr(args, name) is None:
-            setattr(args, name, getattr(EXPERTS[args.task], name))
+            setattr(args, name, getattr(SOURCES[args.task], name))
     return args
 
 
 def _defaults(name: str) -> str:
-    return ", ".join(f"{task} {getattr(expert, name)}" for task, expert in EXPERTS.items())
+    return ", ".join(f"{task} {getattr(expert, name)}" for task, expert in SOURCES.items())
+
+
+def first_seed(seed: int) -> int:
+    """Of the episodes of ``--seed``."""
+    return FIRST_SEED + int(np.random.SeedSequence(seed).generate_state(1)[0]) * 1_000_000
 
 
 class Takes:
@@ -126,11 +137,17 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
     """
     entry, n = EXPERTS[args.task], min(args.n_envs, args.episodes)
     venv = make_vector_env(
-        {"name": args.task, "env_type": entry.suite, "n_envs": n, "max_episode_steps": args.steps, "act_steps": 1}
+        {
+            "name": entry.env or args.task,
+            "env_type": entry.suite,
+            "n_envs": n,
+            "max_episode_steps": args.steps,
+            "act_steps": 1,
+        }
     )
-    seeds = FIRST_SEED + np.random.SeedSequence(args.seed).generate_state(1)[0].astype(np.int64) * 1_000_000
+    seeds = first_seed(args.seed)
     limit = 20 * args.episodes
-    obs = venv.reset([int(seeds) + k for k in range(limit)])
+    obs = venv.reset([seeds + k for k in range(limit)])
     expert = entry.make(n, np.random.default_rng((args.seed, 7)), noise=args.noise, retry=args.until_success)
     takes, rest = Takes(n, args.episodes), np.random.default_rng((args.seed, 8))
     left = np.full(n, -1)  # control steps until a demonstration that has succeeded ends; -1: it has not
@@ -179,7 +196,8 @@ def collect(args: argparse.Namespace) -> dict[str, object]:
 
 def target_of(args: argparse.Namespace) -> Path:
     """The folder the demonstrations go to."""
-    return Path(args.out).expanduser() / EXPERTS[args.task].suite / (args.task + ("-img" if args.images else ""))
+    name = folder_name(args.task) if args.task in MEDIUM else args.task
+    return Path(args.out).expanduser() / SOURCES[args.task].suite / (name + ("-img" if args.images else ""))
 
 
 def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
@@ -217,6 +235,21 @@ def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
     return folder
 
 
+def policy_rollouts(args: argparse.Namespace) -> None:
+    """Locomotion: whole episodes of a medium policy, good or bad, instead of an expert's successes."""
+    if args.images or args.until_success:
+        raise UsageError(f"--images and --until-success are for manipulation, not for {args.task}")
+    first = first_seed(args.seed)
+    demos = roll_out(args.task, args.episodes, args.steps, args.noise, first, args.seed, args.n_envs)
+    given = {key: getattr(args, key) for key in ("task", "episodes", "steps", "noise", "seed", "n_envs")}
+    about = save_rollouts(target_of(args), demos, given)
+    low, high = about["mean_return_interval"]
+    sys.stdout.write(
+        f"{about['episodes']} episodes, {about['transitions']} transitions in {target_of(args)}\n"
+        f"mean return {about['mean_return']:.0f} [{low:.0f}, {high:.0f}]: this project's own medium policy, not D4RL's data\n"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     args = parse(argv)
@@ -226,6 +259,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError("--episodes, --steps, --n-envs and --image-size must be at least 1, --noise at least 0")
         if target.exists() and not args.overwrite:
             raise UsageError(f"{target} exists; --overwrite replaces it, --out writes elsewhere")
+        if args.task in MEDIUM:
+            policy_rollouts(args)
+            return
         if args.images:
             choose_backend()  # where nothing can draw, that is said before the work, not after it
         demos = collect(args)
