@@ -48,7 +48,7 @@ def scene(visual: bool = False) -> str:
         for i, limit in enumerate(FORCE_LIMITS)
     )
     obstacles = "".join(
-        f'<geom name="{name}" type="cylinder" pos="{x} {y} 0" size="{radius} {half}" rgba=".75 .2 .2 1"/>'
+        f'<geom name="{name}" type="cylinder" pos="{x} {y} 0" size="{radius} {half}" group="1" rgba=".75 .2 .2 1"/>'
         for name, x, y, radius, half in field.CYLINDERS
     )
     return (
@@ -88,7 +88,7 @@ def _hand(visual: bool) -> str:
         f"{_inertial(0.0637508, (0, 0, 0.035), (1, 0, 0, 0), (0.02013, 0.02013, 0.02003))}</body>"
         f'<body name="tcp" pos="0 0 {HAND_TO_TCP}"><site name="tcp" size=".001" rgba="0 0 0 0"/></body>'
         f'<body name="rod"><geom name="rod" type="cylinder" size="{field.ROD_RADIUS} {ROD_HALF}" '
-        f'pos="0 0 {ROD_CENTRE}" density="1000" rgba=".1 .35 .8 1"/></body></body></body>'
+        f'pos="0 0 {ROD_CENTRE}" density="1000" group="1" rgba=".1 .35 .8 1"/></body></body></body>'
     )
 
 
@@ -114,7 +114,7 @@ _HAND_SHAPE = (
     f'<geom type="box" size=".012 .022 .028" pos="0 0 .085" {_SEEN} {_DARK}/>'
 )
 _LOOKS = (
-    '<visual><global offwidth="1024" offheight="1024"/><headlight ambient=".35 .35 .35" diffuse=".45 .45 .45"/>'
+    '<visual><global offwidth="1024" offheight="1024"/><headlight ambient=".4 .4 .4" diffuse=".3 .3 .3" specular="0 0 0"/>'
     '<quality shadowsize="2048"/></visual>'
     '<asset><texture name="sky" type="skybox" builtin="flat" rgb1=".93 .95 .97" rgb2=".93 .95 .97" width="32" '
     'height="32"/></asset>'
@@ -130,9 +130,9 @@ def _surroundings() -> str:
         f'<geom type="box" size="{(high - low) / 2} .004 .002" pos="{middle} {field.LINE} -.073" {_SEEN} '
         'rgba=".1 .6 .25 1"/>'
         f"{_capsule((-0.03, 0, 0.03), (0, 0, 0.12), 0.075)}"
-        '<light pos=".3 -.6 2" dir="0 .3 -1" diffuse=".5 .5 .5" castshadow="true"/>'
-        f'<camera name="field" pos="1.55 -.35 1.05" xyaxes="{_text(_look((1.55, -0.35, 1.05), (0.42, 0.07, 0.08)))}" '
-        'fovy="45"/>'
+        '<light pos=".3 -.6 2" dir="0 .3 -1" diffuse=".35 .35 .35" specular=".1 .1 .1" castshadow="true"/>'
+        f'<camera name="field" pos="1.55 -.35 1.05" xyaxes="{_text(_look((1.55, -0.35, 1.05), (0.38, 0.05, 0.14)))}" '
+        'fovy="50"/>'
         f'<camera name="above" pos="{middle} .06 1.7" xyaxes="0 1 0 -1 0 0" fovy="40"/>'
     )
 
