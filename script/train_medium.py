@@ -69,16 +69,17 @@ def configuration(task: str, logdir: Path, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def export(cfg: DictConfig, result: dict[str, object], path: Path) -> dict[str, object]:
-    """Evaluate the run's last policy, noisy as it collects and deterministic, and write it to ``path``; returns what is known of it."""
-    policy = checkpoint.load_policy(result["checkpoint"])
+def export(cfg: DictConfig, source: Path, path: Path) -> dict[str, object]:
+    """Evaluate the policy of checkpoint ``source``, noisy as it collects and deterministic, and write it to ``path``; returns what is
+    known of it."""
+    policy, extra = checkpoint.load_policy(source), checkpoint.load(source)["extra"]
     venv = make_vector_env(OmegaConf.to_container(cfg.env, resolve=True), policy.normalizer)
     noisy, best = (evaluate(policy, venv, EPISODES, FIRST_SEED, deterministic=d) for d in (False, True))
     venv.close()
     about = {
         "task": cfg.env_name, "what": "a medium behaviour policy of this project, not D4RL's",
         "trained": "PPO from random weights: script/train_medium.py, cfg/base/method/gym_medium.yaml",
-        "seed": cfg.seed, "env_steps": result["env_steps"], "seconds": round(result["wall_seconds"], 1),
+        "seed": cfg.seed, "env_steps": extra["env_steps"], "seconds": round(extra["wall_seconds"], 1),
         "episodes": EPISODES, "first_seed": FIRST_SEED,
         "return_noisy": noisy.mean_return, "return_noisy_interval": noisy.return_interval,
         "length_noisy": float(np.mean(noisy.lengths)),
@@ -98,6 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(ROOT / "assets" / "gym_medium"), help="folder of <task>.safetensors")
     parser.add_argument("--logdir", help="run directory (default <log>/gym-medium/<task>_<seed>)")
+    parser.add_argument(
+        "--iteration", type=int, help="ship this numbered checkpoint of the run, which is not trained further"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value, of the configuration")
     args = parser.parse_args(argv)
     logs = Path(os.environ.get("DPPO_LOG_DIR", "log")) / "gym-medium" / f"{args.task}_{args.seed}"
@@ -109,9 +113,10 @@ def main(argv: list[str] | None = None) -> None:
     if not (logdir / "normalization.npz").exists():
         measure(OmegaConf.to_container(cfg.env, resolve=True), args.seed).save(logdir / "normalization.npz")
     torch.set_num_threads(1)
-    result = _Agent(cfg).run()
+    numbered = logdir / "checkpoint" / f"state_{args.iteration}.pt"
+    source = Path(_Agent(cfg).run()["checkpoint"]) if args.iteration is None else numbered
     path = Path(args.out).expanduser() / f"{args.task}.safetensors"
-    about = export(cfg, result, path)
+    about = export(cfg, source, path)
     low, high = about["return_noisy_interval"]
     sys.stdout.write(
         f"{path}\n{path.stat().st_size:,} bytes; {EPISODES} episodes: noisy {about['return_noisy']:.0f} [{low:.0f}, {high:.0f}], "
