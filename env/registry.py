@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def _genuine_d3il(name: str, cfg: Mapping[str, Any], delay: str) -> VectorEnv:
         max_episode_steps=_count(cfg, "max_episode_steps"),
         cond_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or 1),
         success_reward=1.0 if name == "avoiding" else 2.0,
-        python=python,
+        python=None if python is None else os.path.expanduser(python),
     )
 
 
