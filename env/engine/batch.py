@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from env.engine.camera_obs import CameraObs, Glimpse
 
 
+_NOBODY = np.zeros(0, np.int64)
+
+
 @dataclass(slots=True)
 class Recording:
     """The motion of one episode, for a video: coordinates at its start (or where recording began) and after each
@@ -88,6 +91,9 @@ class EngineVectorEnv:
         self.action_dim, self.invalid_episodes = family.action_dim, 0
         self._columns = _columns(family, obs_keys)
         self.obs_shapes = {"state": (obs_steps, len(self._columns))}
+        first, last = int(self._columns[0]), int(self._columns[-1])
+        in_order = np.array_equal(self._columns, np.arange(first, last + 1))
+        self._where = slice(first, last + 1) if in_order else self._columns
         self.simulations = Simulations(family, n_envs, obs_steps, n_threads, end_on_success)
         self._eyes: CameraObs | None = None
         if cameras:
@@ -120,7 +126,7 @@ class EngineVectorEnv:
         active = self._seeds >= 0
         actions = self._checked(chunk, active)
         slots = np.flatnonzero(active)
-        traced = np.array([i for i in self._traced if active[i]], np.int64)
+        traced = np.array([i for i in self._traced if active[i]], np.int64) if self._traced else _NOBODY
         limits = np.minimum(self.max_episode_steps - self._elapsed, actions.shape[1])
         done = self._simulate(slots, actions, limits, traced)
         invalid = (done.bits & UNSTABLE) != 0
@@ -132,16 +138,18 @@ class EngineVectorEnv:
         truncated = (active & ~terminated & (self._elapsed >= self.max_episode_steps)) | invalid
         info = {"active": active, "steps": done.steps, "invalid": invalid, "seed": self._seeds.copy()}
         final_obs = self._obs()
-        ended = np.flatnonzero(terminated | truncated)
+        over = terminated | truncated
+        ended = np.flatnonzero(over)
         last = self._eyes.glimpses(ended) if self._eyes else []
-        self._begin_next(ended)
-        obs = self._obs()
+        if len(ended):
+            self._begin_next(ended)
+            obs = self._obs()
+        else:
+            obs = {"state": final_obs["state"].copy()}
         if self._eyes:
             final_obs["rgb"] = self._eyes.blank()
             self._seen(obs, [(final_obs["rgb"][i], glimpse) for i, glimpse in zip(ended, last, strict=True)])
-        stay = ~(terminated | truncated)
-        for key, value in obs.items():
-            final_obs[key][stay] = value[stay]
+            final_obs["rgb"][~over] = obs["rgb"][~over]
         reward = np.where(invalid, 0.0, done.reward).astype(np.float32)
         success = ((done.bits & SOLVED) != 0) & ~invalid
         return StepResult(obs, reward, terminated, truncated, final_obs, success, info)
@@ -314,7 +322,7 @@ class EngineVectorEnv:
         return obs
 
     def _obs(self) -> NpObs:
-        return {"state": self.simulations.history[:, :, self._columns].astype(np.float32)}
+        return {"state": self.simulations.history[:, :, self._where].astype(np.float32)}
 
     def _checked(self, chunk: np.ndarray, active: np.ndarray) -> np.ndarray:
         if self._supply is None:
@@ -329,7 +337,7 @@ class EngineVectorEnv:
             raise EnvError(
                 f"an action chunk must have shape ({self.n_envs}, act_steps, {self.action_dim}), found {actions.shape}"
             )
-        if not np.isfinite(actions[active]).all():
+        if not np.isfinite(actions).all() and not np.isfinite(actions[active]).all():
             slot = next(int(i) for i in np.flatnonzero(active) if not np.isfinite(actions[i]).all())
             raise EnvError(f"the action chunk of slot {slot} has NaN or infinite entries")
         return actions

@@ -19,6 +19,7 @@ from env.errors import EnvError
 
 _logger = logging.getLogger(__name__)
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+SMALL = 16  # degrees of freedom
 
 
 def usable_cores() -> int:
@@ -76,6 +77,7 @@ class Simulations:
         self._kernels = np.array(
             [family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv, ends], np.int64
         )
+        self._observe_arguments = [self._addresses(i) for i in range(n)]
 
     def begin(self, slots: Iterable[int], starts: np.ndarray) -> None:
         """Start an episode in each of ``slots``: ``starts[k]`` is the k-th one's draw."""
@@ -89,9 +91,9 @@ class Simulations:
 
     def observe(self, i: int) -> None:
         """Fill simulation ``i``'s history with its present observation."""
-        arrays = self._handles[i], self.memory[i], self._ids, self._facts, self.history[i, -1]
-        observe_one(self.family.observe_kernel, *(a.ctypes.data for a in arrays))
-        self.history[i, :-1] = self.history[i, -1]
+        observe_one(*self._observe_arguments[i])
+        if self.history.shape[1] > 1:
+            self.history[i, :-1] = self.history[i, -1]
 
     def run(
         self, slots: np.ndarray, actions: np.ndarray, limits: np.ndarray, traced: np.ndarray | None = None
@@ -101,18 +103,19 @@ class Simulations:
         """
         n, n_steps = actions.shape[:2]
         trace_row = np.full(n, -1, np.int64)
-        traced = np.zeros(0, np.int64) if traced is None else traced
-        trace_row[traced] = np.arange(len(traced))
+        n_traced = 0 if traced is None else len(traced)
+        if n_traced:
+            trace_row[traced] = np.arange(n_traced)
         out = ChunkOutcome(
             np.zeros(n),
             np.zeros(n, np.int64),
             np.zeros(n, np.int64),
-            np.zeros((len(traced), n_steps, self._kernels[2])),
+            np.zeros((n_traced, n_steps, self.family.model.nq)),
         )
         queue = np.zeros(1, np.int64)
         arguments = (
-            queue, np.require(slots, np.int64, "CW"), self._kernels, self._handles, self.memory, self._ids, self._facts,
-            np.require(actions, np.float64, "CW"), np.require(limits, np.int64, "CW"),
+            queue, _own(slots, np.int64), self._kernels, self._handles, self.memory, self._ids, self._facts,
+            _own(actions, np.float64), _own(limits, np.int64),
             out.reward, out.bits, out.steps, self.history, out.trace, trace_row,
         )  # fmt: skip
         others = (
@@ -155,8 +158,21 @@ class Simulations:
             self.family.patch(model, data, start)
             mujoco.mj_resetData(model, data)
 
+    def _addresses(self, i: int) -> tuple[int, ...]:
+        """The arguments of ``observe_one`` for simulation ``i``: none of these arrays ever moves."""
+        arrays = self._handles[i], self.memory[i], self._ids, self._facts, self.history[i, -1]
+        return self.family.observe_kernel, *(a.ctypes.data for a in arrays)
+
     def _each(self, function: Callable[..., None], *columns: Iterable[object]) -> None:
-        list((self._executor.map if self._executor else map)(function, *columns))
+        """In parallel, unless the model is so small that handing its work to a thread takes longer than doing it."""
+        parallel = self._executor is not None and self.family.model.nv >= SMALL
+        list((self._executor.map if parallel else map)(function, *columns))
+
+
+def _own(array: np.ndarray, dtype: type) -> np.ndarray:
+    """``array`` as the kernels take it: contiguous and writable."""
+    array = np.ascontiguousarray(array, dtype)
+    return array if array.flags.writeable else array.copy()
 
 
 def _log_warning(message: str) -> None:
