@@ -50,7 +50,9 @@ def test_every_requirement_has_one_pin_within_its_range(python):
     assert not twice, f"pinned twice for Python {python}: {twice}"
     wanted = [Requirement(r) for r in project()["dependencies"]]
     wanted += [
-        Requirement(r) for extra in ("dev", "data", "sweep", "real") for r in project()["optional-dependencies"][extra]
+        Requirement(r)
+        for extra in ("dev", "data", "bench", "sweep", "real")
+        for r in project()["optional-dependencies"][extra]
     ]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +51,7 @@ class LoopSettings:
     clip_rate: float = 3.0
     actor_width: int = 512
     critic_width: int = 256
+    activation: str = "Mish"  # of the actor
 
     @property
     def control_steps(self) -> int:
@@ -58,13 +59,13 @@ class LoopSettings:
         return self.n_envs * self.n_steps * self.act_steps
 
 
-def scaled(scale: float) -> LoopSettings:
-    """The published setting with ``scale`` times the chunks per environment and per minibatch (at least 2 chunks
-    per environment).
+def scaled(scale: float, full: LoopSettings | None = None) -> LoopSettings:
+    """``full`` (the published Lift setting) with ``scale`` times the chunks per environment and per minibatch (at least
+    2 chunks per environment).
     """
-    full = LoopSettings()
+    full = full or LoopSettings()
     n_steps = max(2, round(full.n_steps * scale))
-    return LoopSettings(n_steps=n_steps, batch_size=round(full.batch_size * n_steps / full.n_steps))
+    return replace(full, n_steps=n_steps, batch_size=round(full.batch_size * n_steps / full.n_steps))
 
 
 class Simulators(Protocol):
@@ -151,7 +152,7 @@ class ReferenceLoop:
         torch.manual_seed(seed)
         self.order = np.random.default_rng(seed)
         s = self.settings = settings
-        actor = Denoiser(s.obs_dim, s.action_dim, s.act_steps, s.actor_width)
+        actor = Denoiser(s.obs_dim, s.action_dim, s.act_steps, s.actor_width, activation=s.activation)
         if base is not None:
             actor.load_state_dict(base)
         critic = ResidualNet(s.obs_dim, s.critic_width, 1)

@@ -21,9 +21,10 @@ class ResidualNet(nn.Module):
     widths.
     """
 
-    def __init__(self, n_in: int, width: int, n_out: int) -> None:
+    def __init__(self, n_in: int, width: int, n_out: int, activation: str = "Mish") -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(n_in, width), ResidualBlock(width), nn.Linear(width, n_out)])
+        block = ResidualBlock(width, activation)
+        self.layers = nn.ModuleList([nn.Linear(n_in, width), block, nn.Linear(width, n_out)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in) -> (B, n_out)."""
@@ -35,9 +36,9 @@ class ResidualNet(nn.Module):
 class ResidualBlock(nn.Module):
     """x + l2(act(l1(act(x))))."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: str = "Mish") -> None:
         super().__init__()
-        self.l1, self.l2, self.act = nn.Linear(width, width), nn.Linear(width, width), nn.Mish()
+        self.l1, self.l2, self.act = nn.Linear(width, width), nn.Linear(width, width), getattr(nn, activation)()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> (B, width)."""
@@ -62,12 +63,21 @@ class Sinusoid(nn.Module):
 class Denoiser(nn.Module):
     """Noise prediction from (noisy chunk, step, state)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, horizon: int, width: int = 512, time_dim: int = 16) -> None:
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        width: int = 512,
+        time_dim: int = 16,
+        activation: str = "Mish",
+    ) -> None:
         super().__init__()
         self.time_embedding = nn.Sequential(
             Sinusoid(time_dim), nn.Linear(time_dim, 2 * time_dim), nn.Mish(), nn.Linear(2 * time_dim, time_dim)
         )
-        self.mlp_mean = ResidualNet(horizon * action_dim + time_dim + obs_dim, width, horizon * action_dim)
+        flat = horizon * action_dim
+        self.mlp_mean = ResidualNet(flat + time_dim + obs_dim, width, flat, activation)
 
     def forward(self, x: Tensor, t: Tensor, state: Tensor) -> Tensor:
         """(B, Ta, Da), (B,), (B, Do) -> (B, Ta, Da)."""

@@ -19,6 +19,7 @@ from script.bench.registry import Context, UnavailableError, benchmark
 ROOT = Path(__file__).resolve().parents[3]
 BAR = 2.5
 CONFIG = "robomimic/finetune/lift/ft_ppo_diffusion_mlp"
+OBS_DIM, ACTION_DIM = 19, 7
 
 
 @benchmark(
@@ -119,9 +120,9 @@ class PublishedIteration:
 
 
 class OurIteration:
-    """Our policy, engine, collector and PPO, built from the published configuration of Lift."""
+    """Our policy, engine, collector and PPO, built from a published configuration (Lift's)."""
 
-    def __init__(self, settings: Any, cores: int, seed: int, policy: str | None) -> None:
+    def __init__(self, settings: Any, cores: int, seed: int, policy: str | None, config: str = CONFIG) -> None:
         import tempfile
 
         import torch
@@ -134,9 +135,11 @@ class OurIteration:
         base = (
             Path(policy).expanduser()
             if policy
-            else write_base(Path(self.folder.name) / "base.pt", seed, settings.act_steps)
+            else write_base(
+                Path(self.folder.name) / "base.pt", seed, settings.act_steps, settings.obs_dim, settings.action_dim
+            )
         )
-        self.cfg = compose(settings, base, Path(self.folder.name) / "run", seed, cores)
+        self.cfg = compose(settings, base, Path(self.folder.name) / "run", seed, cores, config)
         self.agent = FinetuneAgent(self.cfg)
         agent, model = self.agent, self.cfg
         self.first = agent.venv.reset(seed)
@@ -176,9 +179,9 @@ class OurIteration:
         self.folder.cleanup()
 
 
-def compose(settings: Any, base: Path, logdir: Path, seed: int, cores: int) -> Any:
-    """The composed configuration of the published Lift fine-tuning, with the size of ``settings`` and the actor
-    learning from the start.
+def compose(settings: Any, base: Path, logdir: Path, seed: int, cores: int, config: str = CONFIG) -> Any:
+    """The composed configuration of a published fine-tuning, with the size of ``settings`` and the actor learning from
+    the start.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -204,20 +207,19 @@ def compose(settings: Any, base: Path, logdir: Path, seed: int, cores: int) -> A
         "train.target_kl": "null",
     }
     with initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
-        cfg = hydra_compose(CONFIG, overrides=[f"{key}={value}" for key, value in overrides.items()])
+        cfg = hydra_compose(config, overrides=[f"{key}={value}" for key, value in overrides.items()])
     validate(cfg)
     return cfg
 
 
-def random_base(seed: int, act_steps: int) -> dict[str, Any]:
+def random_base(seed: int, act_steps: int, obs_dim: int = OBS_DIM, action_dim: int = ACTION_DIM) -> dict[str, Any]:
     """Weights of an untrained denoiser, by published key: what both loops start from unless a policy is given."""
     import torch
 
     from script.bench.reference_networks import Denoiser
-    from script.bench.robosuite_env import ACTION_DIM, OBS_DIM
 
     torch.manual_seed(seed)
-    return Denoiser(OBS_DIM, ACTION_DIM, act_steps).state_dict()
+    return Denoiser(obs_dim, action_dim, act_steps).state_dict()
 
 
 def starting_point(policy: str | None, seed: int, act_steps: int) -> tuple[dict[str, Any], Any]:
@@ -241,17 +243,15 @@ def starting_point(policy: str | None, seed: int, act_steps: int) -> tuple[dict[
     return weights, replace(limits, **ranges)
 
 
-def write_base(path: Path, seed: int, act_steps: int) -> Path:
+def write_base(path: Path, seed: int, act_steps: int, obs_dim: int = OBS_DIM, action_dim: int = ACTION_DIM) -> Path:
     """A pre-training checkpoint with the random weights and a normaliser that changes nothing."""
     from agent import checkpoint
     from env.normalizer import Normalizer
-    from script.bench.robosuite_env import Limits
 
-    limits = Limits()
-    normalizer = Normalizer(
-        *(np.array(x, np.float32) for x in (limits.obs_min, limits.obs_max, limits.action_min, limits.action_max))
-    )
-    model = {f"network.{key}": value for key, value in random_base(seed, act_steps).items()}
+    ones = np.ones(obs_dim, np.float32), np.ones(action_dim, np.float32)
+    normalizer = Normalizer(-ones[0], ones[0], -ones[1], ones[1])
+    weights = random_base(seed, act_steps, obs_dim, action_dim)
+    model = {f"network.{key}": value for key, value in weights.items()}
     checkpoint.save(
         path,
         {
