@@ -38,6 +38,7 @@ class Episode:
     seed: int
     qpos: np.ndarray  # (T, nq): at its start and after each control step
     solved_at: int | None = None  # row of ``qpos`` from which on the task is solved
+    score: float | None = None  # the return, of a task that is never solved
 
 
 def render_grid(
@@ -96,6 +97,8 @@ def compose(tiles: Sequence[np.ndarray], hold: int = 0) -> np.ndarray:
 
 def caption(episode: Episode, hz: float) -> str:
     """What stands under an episode: its seed and its outcome."""
+    if episode.score is not None:
+        return f"seed {episode.seed}: return {episode.score:.0f} ({(len(episode.qpos) - 1) / hz:.1f} s)"
     if episode.solved_at is None:
         return f"seed {episode.seed}: failed ({(len(episode.qpos) - 1) / hz:.1f} s)"
     return f"seed {episode.seed}: solved ({episode.solved_at / hz:.1f} s)"
@@ -114,7 +117,7 @@ def _tile(episode: Episode, rows: np.ndarray, frames: np.ndarray, hz: float) -> 
     out[:] = RUNNING
     if episode.solved_at is not None:
         out[rows >= episode.solved_at] = SOLVED
-    else:
+    elif episode.score is None:
         out[-1] = FAILED
     out[:, _BORDER : _BORDER + height, _BORDER : _BORDER + width] = frames
     out[:, _BORDER + height : -_BORDER, _BORDER:-_BORDER] = _strip(caption(episode, hz), width)

@@ -18,9 +18,9 @@ from env.video_grid import Episode, render_grid
 log = logging.getLogger(__name__)
 
 EPISODES = 4  # of a video, where nobody says how many
-CONTROL_HZ = 20.0
+CONTROL_HZ = 20.0  # as the following: where a task says nothing else
 VISUAL_GEOMS = (1,)  # robosuite: group 0 collides, group 1 is seen
-CAMERA = "agentview"  # where a task names none of its own
+CAMERA = "agentview"
 
 
 def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path: Path) -> str | None:
@@ -43,18 +43,23 @@ def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path:
     venv.record([])
     # One model for all: what differs between episodes (the size of a cube by a millimetre) is not worth a second video.
     model = venv.render_model(recorded[0].start)
-    episodes = [Episode(e.seed, e.qpos, watched.solved_at.get(e.seed)) for e in recorded]
-    camera = getattr(getattr(venv, "family", None), "camera", CAMERA)
-    files = render_grid(model, episodes, path, camera, CONTROL_HZ, VISUAL_GEOMS)
+    task = getattr(venv, "family", None)
+    scores = watched.returns if not getattr(task, "solvable", True) else {}
+    episodes = [Episode(e.seed, e.qpos, watched.solved_at.get(e.seed), scores.get(e.seed)) for e in recorded]
+    camera, geoms = getattr(task, "camera", CAMERA), getattr(task, "visual_geoms", VISUAL_GEOMS)
+    files = render_grid(model, episodes, path, camera, getattr(task, "control_hz", CONTROL_HZ), geoms)
     return str(files[-1]) if files else None
 
 
 class _Watched:
-    """A ``VectorEnv`` that notes after how many control steps each episode was first seen solved (``solved_at``, by seed; to a chunk)."""
+    """A ``VectorEnv`` that notes after how many control steps each episode was first seen solved (``solved_at``, by seed; to a chunk),
+    and its return so far (``returns``).
+    """
 
     def __init__(self, venv: VectorEnv) -> None:
         self._venv, self._steps = venv, {}
         self.solved_at: dict[int, int] = {}
+        self.returns: dict[int, float] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._venv, name)
@@ -65,6 +70,7 @@ class _Watched:
         for i in np.flatnonzero(result.info["active"]):
             seed = int(result.info["seed"][i])
             self._steps[seed] = self._steps.get(seed, 0) + int(result.info["steps"][i])
+            self.returns[seed] = self.returns.get(seed, 0.0) + float(result.reward[i])
             if result.success[i]:
                 self.solved_at.setdefault(seed, self._steps[seed])
         return result

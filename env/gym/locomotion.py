@@ -126,7 +126,9 @@ class Locomotion:
     memory_size: ClassVar[int] = 0
     own_models: ClassVar[bool] = False
     control_kernel, observe_kernel = _control, _observe
-    camera: ClassVar[str] = "track"  # for videos
+    solvable: ClassVar[bool] = False  # what counts is the return
+    camera: ClassVar[str] = "track"  # for videos, as the following
+    visual_geoms: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, body: str, version: str = "v4") -> None:
         if body not in BODIES:

@@ -69,6 +69,18 @@ def test_the_task_names_the_camera(drawn, tmp_path):
     assert drawn[0][3] == "frontview"
 
 
+def test_a_task_that_is_never_solved_shows_its_returns(drawn, tmp_path):
+    family = Slider(ends=1e3)
+    family.solvable, family.control_hz, family.visual_geoms = False, 50, (0, 3)
+    venv = EngineVectorEnv(family, 2, 3, LIMIT)
+    video.record_video(Push(), venv, [4, 9, 2], tmp_path / "clip.mp4")
+    venv.close()
+    _, episodes, _, _, hz, geoms = drawn[0]
+    assert (hz, geoms) == (50, (0, 3)) and len(episodes) == 3
+    for e in episodes:  # a slider is paid its position
+        assert e.score == pytest.approx(e.qpos[1:, 0].sum(), rel=1e-5)
+
+
 def test_no_renderer_or_no_motion_is_a_warning(monkeypatch, tmp_path, caplog):
     assert video.record_video(Push(), PointMass(), [1], tmp_path / "a.mp4") is None
     monkeypatch.setattr(video, "renderer_available", lambda: (False, "install EGL"))

@@ -281,6 +281,8 @@ def test_episodes_side_by_side_with_their_outcome(renders, model, written):
 def test_captions_name_seed_and_outcome():
     assert video_grid.caption(video_grid.Episode(1000003, np.zeros((61, 2)), 57), 20) == "seed 1000003: solved (2.9 s)"
     assert video_grid.caption(video_grid.Episode(7, np.zeros((61, 2))), 20) == "seed 7: failed (3.0 s)"
+    paid = video_grid.Episode(7, np.zeros((61, 2)), None, 3141.59)
+    assert video_grid.caption(paid, 20) == "seed 7: return 3142 (3.0 s)"
 
 
 def test_a_long_episode_shows_fewer_frames_at_the_same_speed(model, written, monkeypatch):
