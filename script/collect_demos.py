@@ -262,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.task in MEDIUM:
             policy_rollouts(args)
             return
+        if args.images and EXPERTS[args.task].suite != "robomimic":
+            raise UsageError(f"--images: {args.task} has no policies that look at images; robomimic's tasks have")
         if args.images:
             choose_backend()  # where nothing can draw, that is said before the work, not after it
         demos = collect(args)

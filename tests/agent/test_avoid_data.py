@@ -46,6 +46,12 @@ def test_collected_demonstrations_are_of_the_modes_asked_for(tmp_path):
     assert np.array_equal(read_demos(tmp_path / "c" / "train.npz")["traj_lengths"], arrays["traj_lengths"])
 
 
+def test_there_are_no_images(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        collect_demos.main(["--task", "avoid_m1", "--images", "--out", str(tmp_path)])
+    assert "--images: avoid_m1 has no policies that look at images" in capsys.readouterr().err
+
+
 def pretrained(log_root: Path, subset: str, config: str, age: int) -> Path:
     """A checkpoint of pre-training on ``subset``, ``age`` seconds old, with random weights."""
     cfg = composed(f"d3il/pretrain/{subset}/{config}", log_root)
