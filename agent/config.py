@@ -135,7 +135,6 @@ STAGES: dict[str, Section] = {
             "epoch_start_ema": int,
             "update_ema_freq": int,
             "precision": str,
-            "precision": str,
             "train_split": Number,
             "log_freq": int,
             "diagnostics_freq": int,

@@ -7,6 +7,9 @@ Three steps: the bounds of a normaliser, measured on random actions (mean +- one
 observations); PPO of a Gaussian policy in the ordinary loop (cfg/gym/finetune/<task>-v2/medium.yaml, base_policy_path=scratch), stopped as
 soon as its noisy training episodes return --target on average; an evaluation of what came out. Interrupted? Run it again: it goes on.
 D4RL's medium data come from a policy of its own (SAC, stopped early): this is another policy, and its data are other data.
+
+What is shipped, all of seed 0: hopper at its target; halfcheetah at iteration 450 of 500 (--iteration=450: at its target it was better than
+medium); walker2d at iteration 350, short of its target. Each file's metadata say how good it was measured to be.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from agent.finetune.finetune import FinetuneAgent  # noqa: E402
 from env.normalizer import Normalizer  # noqa: E402
 from env.registry import make_vector_env  # noqa: E402
 
-TARGETS = {"hopper": 1600, "walker2d": 2900, "halfcheetah": 4700}  # about what D4RL's medium data return
+TARGETS = {"hopper": 1500, "walker2d": 2900, "halfcheetah": 4700}  # about what D4RL's medium data return
 EPISODES = 40  # of the final evaluation
 FIRST_SEED = 3_000_000  # seeds nothing else uses
 SMALLEST_STD = 1e-2  # of an observation that hardly moves (m, rad, m/s, rad/s)
