@@ -78,9 +78,7 @@ def environment(config: dict[str, Any], n: int) -> dict[str, Any]:
 
 def cut(xy: np.ndarray) -> Course:
     """A path until the rod is nearer to a cylinder than their radii."""
-    gaps = [
-        np.hypot(xy[:, 0] - x, xy[:, 1] - y) - radius - field.ROD_RADIUS for _, x, y, radius, _ in field.CYLINDERS
-    ]
+    gaps = [np.hypot(xy[:, 0] - x, xy[:, 1] - y) - radius - field.ROD_RADIUS for _, x, y, radius, _ in field.CYLINDERS]
     inside = np.min(gaps, axis=0) < 0.0
     return Course(xy[: int(np.argmax(inside)) + 1] if inside.any() else xy, bool(inside.any()))
 
@@ -123,7 +121,12 @@ def figure(panels: Sequence[tuple[str, str]], episodes: int, seed: int, out: Pat
         found, success = paths(checkpoint, episodes, seed)
         axis = picture.add_subplot(1, len(panels), k + 1)
         target = environment(load(checkpoint).get("config") or {}, 1)["name"].rpartition("-m")[2]
-        draw(axis, found, f"{title}: success {success:.2f}, {episodes} episodes", int(target) if target.isdigit() else None)
+        draw(
+            axis,
+            found,
+            f"{title}: success {success:.2f}, {episodes} episodes",
+            int(target) if target.isdigit() else None,
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(out)
 
