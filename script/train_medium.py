@@ -8,8 +8,8 @@ observations); PPO of a Gaussian policy in the ordinary loop (cfg/gym/finetune/<
 soon as its noisy training episodes return --target on average; an evaluation of what came out. Interrupted? Run it again: it goes on.
 D4RL's medium data come from a policy of its own (SAC, stopped early): this is another policy, and its data are other data.
 
-What is shipped, all of seed 0: hopper at its target; halfcheetah at iteration 450 of 500 (--iteration=450: at its target it was better than
-medium); walker2d at iteration 350, short of its target. Each file's metadata say how good it was measured to be.
+What is shipped, all of seed 0: hopper and walker2d at their targets; halfcheetah at iteration 450 of 500 (--iteration=450: at its target it
+was better than medium). Each file's metadata say how good it was measured to be.
 """
 
 from __future__ import annotations
