@@ -76,13 +76,21 @@ COMMON: Section = {
     "shape_meta": _SHAPE_META,
     "normalization_path": _optional(str),
     "robomimic_env_cfg_path": _optional(str),
-    "task": {"max_episode_steps": int, "low_dim_keys": list, "image_keys": list, "subset": str, "dataset": str},
+    "task": {
+        "max_episode_steps": int,
+        "family": str,
+        "low_dim_keys": list,
+        "image_keys": list,
+        "subset": str,
+        "dataset": str,
+    },
     "model": dict,
 }
 _WANDB: Section = {"entity": _optional(str), "project": str, "run": str, "mode": str}
 _ENV: Section = {
     "n_envs": int,
     "name": str,
+    "family": _optional(str),
     "version": str,
     "simulator": str,
     "simulator_python": _optional(str),

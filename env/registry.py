@@ -1,4 +1,8 @@
-"""``make_vector_env(cfg.env)``: from a config to a running ``VectorEnv``. Adding a task is one entry in ``TASKS``."""
+"""``make_vector_env(cfg.env)``: from a config to a running ``VectorEnv``.
+
+``env.name`` names one of ``TASKS``, this project's own. A task that lives elsewhere needs no entry here: ``env.family``
+says where its ``Family`` is, as ``package.module.Class``, and ``env.name`` is free.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +114,41 @@ D3IL = ("avoiding", *(f"avoiding-m{flag}" for flag in (5, 6, 7, 8)))
 TASKS.update({name: _d3il(name) for name in D3IL})
 
 
+@functools.cache
+def elsewhere(path: str) -> Any:
+    """The ``Family`` at ``path`` (package.module.Class), built without arguments, once per process.
+
+    Raises:
+        EnvError: there is no such module or class, or it is not a family; the message says what to do.
+    """
+    from env.engine.family import Family
+
+    module, _, name = str(path).rpartition(".")
+    if not module:
+        raise EnvError(f"env.family: expected package.module.Class, found {path!r}")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise EnvError(
+            f"env.family={path}: there is no module {error.name!r}. Put the folder that holds it on PYTHONPATH, or install "
+            "its package"
+        ) from error
+    kind = getattr(found, name, None)
+    if not isinstance(kind, type):
+        classes = [key for key, value in vars(found).items() if isinstance(value, type)]
+        near = difflib.get_close_matches(name, classes, n=1)
+        hint = f"; did you mean {module}.{near[0]}?" if near else ""
+        raise EnvError(f"env.family={path}: {found.__file__} has no class {name!r}{hint}")
+    if Family not in kind.__mro__[1:]:
+        raise EnvError(f"env.family={path}: no family of the engine; let it inherit from env.engine.family.Family")
+    built = kind()
+    absent = [key for key in Family.__annotations__ if not hasattr(built, key)]
+    absent += [key for key in ("draw", "begin") if getattr(kind, key) is getattr(Family, key)]
+    if absent:
+        raise EnvError(f"env.family={path}: it has no {', '.join(absent)}; env/engine/family.py says what each is")
+    return built
+
+
 @dataclass(frozen=True)
 class Expert:
     """A task's scripted expert, and how its demonstrations are made unless asked otherwise."""
@@ -153,7 +192,7 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
     """Build the environment a config's ``env`` section describes.
 
     Args:
-        cfg: ``name`` (a key of ``TASKS``), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or
+        cfg: ``name`` (a key of ``TASKS``) or ``family`` (package.module.Class), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or
             ``wrappers.multi_step.n_action_steps``); optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``;
             1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all); of D3IL ``simulator``
             and ``observation_delay`` (``env/d3il/avoiding.py``); for images
@@ -166,7 +205,8 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
         MissingSimulatorError: the task's simulator is not installed, or in a version that does not work.
     """
     check_task(cfg)
-    venv = TASKS[cfg["name"]](cfg)
+    path = cfg.get("family")
+    venv = TASKS[cfg["name"]](cfg) if path is None else _engine_env(elsewhere(path), cfg, wrapper="robomimic_lowdim")
     if normalizer is not None:
         from env.normalizer import NormalizedVectorEnv
 
@@ -179,12 +219,20 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
 
 
 def check_task(cfg: Mapping[str, Any]) -> None:
-    """Raise ``EnvError`` for an unknown ``name``, with the nearest known one; imports nothing."""
+    """Raise ``EnvError`` for an unknown ``name``, with the nearest known one (this imports nothing), or for a ``family``
+    that is not there.
+    """
+    if cfg.get("family") is not None:
+        elsewhere(cfg["family"])
+        return
     name = _required(cfg, "name")
     if name not in TASKS:
         near = difflib.get_close_matches(str(name), TASKS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise EnvError(f"env.name: unknown task {name!r}{hint} Known tasks: {', '.join(sorted(TASKS))}")
+        raise EnvError(
+            f"env.name: unknown task {name!r}{hint} Known tasks: {', '.join(sorted(TASKS))}; of any other, env.family says "
+            "where it is (package.module.Class)"
+        )
 
 
 def _engine_env(family: Any, cfg: Mapping[str, Any], wrapper: str) -> VectorEnv:

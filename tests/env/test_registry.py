@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -47,8 +49,52 @@ def test_a_normalizer_wraps_the_environment():
 
 
 def test_an_unknown_task_names_the_nearest_and_all_others():
-    with pytest.raises(EnvError, match=r"unknown task 'lfit'; did you mean 'lift'\? Known tasks: .*can, .*lift, .*slider"):
+    with pytest.raises(
+        EnvError, match=r"unknown task 'lfit'; did you mean 'lift'\? Known tasks: .*can, .*lift, .*slider"
+    ):
         registry.make_vector_env(CONFIG | {"name": "lfit"})
+
+
+def test_a_family_of_any_package_needs_no_entry(monkeypatch, tmp_path):
+    (tmp_path / "rails.py").write_text(
+        "from env.engine.family import Family\nfrom tests.env.slider import Slider\nclass Rail(Slider, Family): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own, listed = (
+        registry.make_vector_env(CONFIG | more | {"wrappers": None, "act_steps": 2})
+        for more in ({"name": "whatever", "family": "rails.Rail"}, {})
+    )
+    chunk = np.full((3, 2, 1), 0.7)
+    np.testing.assert_array_equal(own.reset(5)["state"], listed.reset(5)["state"])
+    np.testing.assert_array_equal(own.step(chunk).obs["state"], listed.step(chunk).obs["state"])
+    assert (
+        registry.make_vector_env(CONFIG | {"family": "rails.Rail", "wrappers": None, "act_steps": 1}).family
+        is own.family
+    )
+
+
+WRONG = {
+    "Slider": "expected package.module.Class",
+    "nowhere.Slider": "no module 'nowhere'. Put the folder that holds it on PYTHONPATH",
+    "tests.nowhere.Slider": "no module 'tests.nowhere'",
+    "tests.env.slider.Silder": "did you mean tests.env.slider.Slider",
+    "tests.env.slider.SOLVED": "has no class 'SOLVED'",
+    "tests.env.slider.Slider": "inherit from env.engine.family.Family",
+    "env.engine.family.Family": "inherit from env.engine.family.Family",
+    "halves.Half": "it has no action_dim, control_kernel, begin",
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+@pytest.mark.parametrize("ask", [registry.make_vector_env, registry.check_task])
+def test_a_wrong_family_says_what_is_wrong(path, ask, monkeypatch, tmp_path):
+    (tmp_path / "halves.py").write_text(
+        "from env.engine.family import Family\nclass Half(Family):\n"
+        "    name, layout, model, observe_kernel = 'half', {}, None, 0\n    def draw(self, rng): return rng.random(1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvError, match=re.escape(WRONG[path])):
+        ask(CONFIG | {"family": path})
 
 
 IMPOSSIBLE = [("n_envs", 0), ("n_envs", None), ("max_episode_steps", "long"), ("n_threads", -1), ("act_steps", 1.5)]
