@@ -82,6 +82,7 @@ def test_its_commands_succeed(mine):
     _, run = mine
     assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
     assert "1 passed" in run.stdout
+    assert "No video at" not in run.stdout + run.stderr  # where anything can be drawn here, this was
 
 
 def test_demonstrations_policy_and_figures_are_there(mine):
