@@ -174,6 +174,7 @@ STAGES: dict[str, Section] = {
             "eta_weight_decay": Number,
             "reward_scale_running": bool,
             "reward_scale_const": Number,
+            "time_limit": str,
             "augment": bool,
             "batch_size": int,
             "grad_accumulate": int,

@@ -37,6 +37,7 @@ from model.common.modules import RandomShiftsAug
 from model.common.vision import shift_obs
 from model.types import Obs
 
+TIME_LIMITS = ("bootstrap", "terminal")  # what an episode is worth that the time limit cut: its last observation's value, or nothing
 VALUE_ROWS = 10000  # state observations that are scored at once without gradients
 IMAGE_ROWS = 256  # image observations, unless train.logprob_batch_size says otherwise
 RATIO_TOLERANCE = 1e-3  # of |log ratio| before the first update: float32 rounding between batch sizes, nothing more
@@ -99,6 +100,8 @@ class PPO:
         self.critic_schedule = CosineAnnealingWarmupRestarts(
             self.critic_optimizer, max_lr=train["critic_lr"], **train["critic_lr_scheduler"]
         )
+        if train.get("time_limit", TIME_LIMITS[0]) not in TIME_LIMITS:
+            raise UsageError(f"train.time_limit: expected {' or '.join(TIME_LIMITS)}, found {train['time_limit']!r}")
         self.scaler = RunningRewardScaler(n_envs, train["gamma"]) if train["reward_scale_running"] else None
         self.shifts = RandomShiftsAug(pad=4)
         self.checked_ratio = False
@@ -185,13 +188,15 @@ class PPO:
             final = torch.zeros(shape, device=device).flatten()
             for index, last in rollout.final_obs:
                 final[index.to(device)] = self.policy.value({key: value.to(device) for key, value in last.items()})
-        train = self.train
+        train, final = self.train, final.view(shape)
+        if train.get("time_limit", TIME_LIMITS[0]) == "terminal":
+            final = final.masked_fill(rollout.truncated, 0.0)
         advantages, returns = generalized_advantage(
             rewards,
             values,
             rollout.terminated,
             rollout.truncated,
-            final.view(shape),
+            final,
             train["gamma"],
             train["gae_lambda"],
         )

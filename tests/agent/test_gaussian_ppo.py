@@ -35,11 +35,14 @@ def make_policy(**settings) -> PPO_Gaussian:
     return PPO_Gaussian(Gaussian_MLP(**NETWORK, **LEARNED), critic, horizon_steps=2, **settings)
 
 
-def test_the_actors_loss_is_the_hand_computed_one():
+@pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
+def test_the_actors_loss_is_the_hand_computed_one(time_limit):
     """One minibatch of everything, after one step has moved the policy: what PPO reports is what plain numpy finds."""
     policy = make_policy(clip_ploss_coef=0.002)
     rollout, _ = make_rollout(policy, PointMass(5, dense=True), 7)
     train = {**TRAIN, "batch_size": 10**6, "update_epochs": 2, "actor_lr": 0.01, "max_grad_norm": None}
+    train["time_limit"] = time_limit
+    assert rollout.truncated.any() and not rollout.truncated[-1].all()
     algorithm = PPO(policy, train, 5, torch.Generator().manual_seed(0))
     algorithm.actor_optimizer = torch.optim.SGD(policy.actor_parameters(), 0.02)  # a step that numpy can follow
     obs = {"state": rollout.obs["state"].flatten(0, 1)}
@@ -56,6 +59,8 @@ def test_the_actors_loss_is_the_hand_computed_one():
     v, f, r = values.numpy(), final.numpy(), rollout.rewards.numpy() * TRAIN["reward_scale_const"]
     for t in reversed(range(7)):
         following = f[t] if t == 6 else np.where(ended[t], f[t], v[t + 1])
+        if time_limit == "terminal":
+            following = np.where(rollout.truncated[t].numpy(), 0, following)
         trace = r[t] + 0.95 * following - v[t] + 0.95 * 0.95 * np.where(ended[t], 0, trace)
         advantages[t] = trace
     a = advantages.ravel()

@@ -142,6 +142,11 @@ def test_an_unstable_simulation_never_enters_an_update():
         PPO(policy, TRAIN, 5, torch.Generator().manual_seed(0)).update(rollout, 0)
 
 
+def test_an_unknown_rule_for_time_limits_is_refused():
+    with pytest.raises(UsageError, match=r"train\.time_limit: expected bootstrap or terminal, found 'never'"):
+        PPO(make_policy(), {**TRAIN, "time_limit": "never"}, 5, torch.Generator())
+
+
 def test_collect_bootstraps_from_the_episodes_own_last_observation():
     policy, venv = make_policy(), PointMass(3, act_steps=2, max_episode_steps=5)
     rollout, tracker = make_rollout(policy, venv, 7)
