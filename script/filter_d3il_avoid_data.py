@@ -35,6 +35,7 @@ from agent.files import atomic_write  # noqa: E402
 from env.d3il.field import N_FLAGS, SUBSETS, flags_of, keeps, mode_of  # noqa: E402
 from env.errors import EnvError  # noqa: E402
 from env.normalizer import Normalizer  # noqa: E402
+from script.process_robomimic_dataset import split  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,6 @@ def check(args: argparse.Namespace) -> None:
             f"--desired_mode_ratios: expected one per desired mode ({len(args.desired_modes)}), found "
             f"{len(args.desired_mode_ratios)}"
         )
-    if not 0.0 <= args.val_split < 1.0:
-        raise UsageError(f"--val_split: expected a share from 0 to below 1, found {args.val_split}")
     if args.save_dir is None and args.subset is None:
         raise UsageError("--save_dir (or --subset, which has a folder of its own) is needed")
 
@@ -154,14 +153,14 @@ def main(argv: list[str] | None = None) -> None:
         rng = np.random.default_rng(args.seed)
         found = courses(Path(args.load_path).expanduser())
         kept = chosen(found, args, rng)
-        order = rng.permutation(len(kept))
-        n_train = int(len(kept) * (1.0 - args.val_split) + 1e-9)
-        if n_train == 0:
-            raise UsageError(f"--val_split {args.val_split} leaves none of {len(kept)} demonstrations for training")
+        train, val = split(len(kept), args.val_split, args.seed)
         scale = statistics(kept, args.tight)
-        write(target, [kept[i] for i in sorted(order[:n_train])], scale)
-        if n_train < len(kept):
-            write(folder / f"{args.save_name_prefix}val.npz", [kept[i] for i in sorted(order[n_train:])], scale)
+        write(target, [kept[i] for i in train], scale)
+        validation = folder / f"{args.save_name_prefix}val.npz"
+        if val:
+            write(validation, [kept[i] for i in val], scale)
+        else:
+            validation.unlink(missing_ok=True)  # of another choice, normalised in another way
         scale.save(folder / f"{args.save_name_prefix}normalization.npz")
         counts = Counter("-".join(str(flag) for flag in mode_of(c.states[:, 2:])) for c in kept)
         about = {

@@ -23,7 +23,7 @@ def test_raw_physics_goes_through_the_engines_episodes_to_the_bit(body):
     substeps = sum(len(controls) for segments in motion.segments for _, controls in segments)
     assert substeps == motion.work * (5 if body == "halfcheetah" else 4)
     assert motion.work == 17 * 4 * 40 if body == "halfcheetah" else motion.episodes > 60
-    raw, engine = rows.RawEpisodes(motion, 2), rows.EngineSide(motion, 1)
+    raw, engine = rows.RawEpisodes(motion, 2), rows.EngineSide(motion, motion.engine(1))
     for _ in range(2):  # and again, from the same start
         engine.reset()
         assert raw.run() == engine.run() == motion.work

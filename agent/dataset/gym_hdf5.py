@@ -27,6 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from agent.dataset.hdf5 import open_hdf5
 from agent.errors import DatasetError, UsageError
 
 DIMENSIONS = {"hopper": (11, 3), "walker2d": (17, 6), "halfcheetah": (17, 6)}  # observations, actions
@@ -74,7 +75,7 @@ def read_gym(path: str | os.PathLike[str], env_name: str | None = None) -> GymDa
         UsageError: nothing says which robot's data these are, or ``env_name`` names none.
     """
     path = _located(Path(path).expanduser())
-    with _opened(path) as file:
+    with open_hdf5(path, "Minari or D4RL") as file:
         minari = any(name.startswith("episode_") for name in file)
         if not minari and not isinstance(file.get("observations"), h5py.Dataset):
             raise DatasetError(
@@ -185,18 +186,7 @@ def _located(path: Path) -> Path:
             if (path / inside).is_file():
                 return path / inside
         raise DatasetError(f"{path}: a folder without data/main_data.hdf5; expected a Minari data set or an HDF5 file")
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; expected an HDF5 file of Minari or D4RL")
     return path
-
-
-def _opened(path: Path) -> h5py.File:
-    if not h5py.is_hdf5(path):
-        raise DatasetError(f"{path}: no HDF5 file (it does not begin like one). Download it again")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path}: damaged or cut short ({error}). Download it again") from error
 
 
 def _metadata(path: Path, file: h5py.File) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from agent.dataset.demos import RANGE_SLACK
+from agent.dataset.hdf5 import open_hdf5
 from agent.errors import DatasetError
 from env.errors import EnvError
 from env.robomimic.env_meta import TASKS, EnvMeta, check_env_args
@@ -70,7 +71,7 @@ class RobomimicFile:
         self, path: str | os.PathLike[str], task: str | None = None, cameras: Sequence[str] | None = None
     ) -> None:
         self.path = Path(path).expanduser()
-        self._file = _opened(self.path)
+        self._file = open_hdf5(self.path, "robomimic")
         try:
             if not isinstance(self._file.get("data"), h5py.Group):
                 raise DatasetError(f"{self.path}: no group 'data' in it; it has {_listed(self._file)}")
@@ -262,17 +263,6 @@ class RobomimicFile:
             return source[rows] if source.shape else source[()]
         except (OSError, RuntimeError, ValueError) as error:  # a compressed block that does not decompress
             raise DatasetError(f"{where}: cannot be read ({error}); the file is damaged: download it again") from error
-
-
-def _opened(path: Path) -> h5py.File:
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; expected an HDF5 file of robomimic")
-    if not h5py.is_hdf5(path):
-        raise DatasetError(f"{path}: no HDF5 file (it does not begin like one). Download it again")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path}: damaged or cut short ({error}). Download it again") from error
 
 
 def _text(value: Any) -> str:

@@ -31,6 +31,7 @@ import numpy as np
 from env.d3il import ik
 from env.d3il.field import BAND, FIRST_FLAG, GOAL, N_FLAGS, PASSAGES, ROWS, X_RANGE
 from env.d3il.panda import HEIGHT, START_JOINTS, scene
+from env.engine.family import Family
 from env.engine.library import (
     N_HANDLES,
     NCON,
@@ -119,8 +120,8 @@ def _observe(handles, memory, ids, facts, obs):
         out[i] = own[SEEN + i]
 
 
-class Avoiding:
-    """The task, an ``env.engine.family.Family``; see the module docstring.
+class Avoiding(Family):
+    """The task; see the module docstring.
 
     Args:
         target: the flag that is rewarded (5 to 8), or None.
@@ -130,10 +131,12 @@ class Avoiding:
         EnvError: another target or delay.
     """
 
-    action_dim, memory_size, own_models = 2, N_MEMORY, False
+    action_dim, memory_size = 2, N_MEMORY
     control_kernel, observe_kernel = _control, _observe
     layout: ClassVar[dict[str, slice]] = {"desired": slice(0, 2), "position": slice(2, 4)}
-    camera: ClassVar[str] = "field"  # for videos
+    control_hz: ClassVar[float] = 1000 / SUBSTEPS
+    camera: ClassVar[str] = "field"  # for videos, as the following
+    visual_geoms: ClassVar[tuple[int, ...]] = (1,)
 
     def __init__(self, target: int | None = 5, delay: str = "published") -> None:
         if target is not None and not 0 <= target < N_FLAGS:
@@ -149,9 +152,6 @@ class Avoiding:
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """A start: nothing differs between episodes."""
         return np.zeros(0)
-
-    def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
-        """See ``Family.patch``: one model for all."""
 
     def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
         """The arm where D3IL leaves it before an episode, at rest; it is told to be where it is."""

@@ -25,6 +25,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
+from env.engine.family import Family
 from env.engine.library import (
     CTRL,
     DATA,
@@ -115,16 +116,14 @@ BODIES = {
 }  # fmt: skip
 
 
-class Locomotion:
-    """A ``Family``: one of ``BODIES`` in Gymnasium's version ``version`` ("v4" or "v5"); see the module docstring.
+class Locomotion(Family):
+    """One of ``BODIES`` in Gymnasium's version ``version`` ("v4" or "v5"); see the module docstring.
 
     Raises:
         EnvError: an unknown body or version.
         MissingSimulatorError: Gymnasium's model is not where its package keeps it.
     """
 
-    memory_size: ClassVar[int] = 0
-    own_models: ClassVar[bool] = False
     control_kernel, observe_kernel = _control, _observe
     solvable: ClassVar[bool] = False  # what counts is the return
     camera: ClassVar[str] = "track"  # for videos, as the following
@@ -155,9 +154,6 @@ class Locomotion:
         qpos = rng.uniform(-scale, scale, n)
         qvel = scale * rng.standard_normal(n) if self._body.normal_velocities else rng.uniform(-scale, scale, n)
         return np.concatenate([qpos, qvel])
-
-    def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
-        """See ``Family.patch``: the model is the same in all episodes."""
 
     def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
         """See ``Family.begin``."""

@@ -71,6 +71,23 @@ def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
     return flat.gather(2, source[:, None].expand(-1, flat.shape[1], -1)).view(images.shape)
 
 
+def load_pretrained(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy a pre-trained policy's weights, ``network.*`` and nothing else, into ``network``, as ``strict_load`` does.
+
+    Raises:
+        StateDictError: a key is missing, unexpected or of another shape.
+    """
+    foreign = next((key for key in state_dict if not key.startswith("network.")), None)
+    if foreign is not None:
+        raise StateDictError(
+            f"base policy: expected only keys that start with 'network.', found {foreign!r}. "
+            "This is not a pre-trained policy; a fine-tuned one is loaded whole, with load_state_dict"
+        )
+    holder = nn.Module()  # so that error messages show the checkpoint's own keys
+    holder.network = network
+    strict_load(holder, state_dict, "base policy")
+
+
 def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
     """Copy ``state_dict`` into ``module`` in place (parameters keep their identity); every key and shape must match.
 

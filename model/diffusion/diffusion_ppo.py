@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from model.common.modules import strict_load
+from model.common.modules import load_pretrained
 from model.common.vision import encode_obs
 from model.diffusion.eta import EtaFixed
 from model.diffusion.process import DiffusionProcess, tabulate_time
-from model.types import Obs, Sample, StateDictError
+from model.types import Obs, Sample
 
 _LOG_PROB_MIN, _LOG_PROB_MAX = -5.0, 2.0  # element-wise bounds of the log-density, as published
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -158,13 +158,7 @@ class PPODiffusion(DiffusionProcess):
         Raises:
             StateDictError: a key is missing, unexpected or of another shape.
         """
-        foreign = next((key for key in state_dict if not key.startswith("network.")), None)
-        if foreign is not None:
-            raise StateDictError(
-                f"base policy: expected only keys that start with 'network.', found {foreign!r}. "
-                "This is not a pre-trained policy; a fine-tuned one is loaded whole, with load_state_dict"
-            )
-        strict_load(_Prefixed(self.network), state_dict, "base policy")
+        load_pretrained(self.network, state_dict)
         self.actor_ft.load_state_dict(self.network.state_dict(), strict=True)
 
     @torch.no_grad()
@@ -275,14 +269,6 @@ class PPODiffusion(DiffusionProcess):
     def eta_parameters(self) -> Iterator[nn.Parameter]:
         """What the noise level's optimiser trains; empty unless ``learn_eta``."""
         return self.eta.parameters() if self.learn_eta else iter(())
-
-
-class _Prefixed(nn.Module):
-    """Gives a network the name ``network``, so that error messages show the checkpoint's own keys."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
 
 def _clip_ranges(k: int, coef: float, base: float, rate: float) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from model.common.gaussian import GaussianModel, entropy, log_density
-from model.common.modules import strict_load
-from model.types import Obs, Sample, StateDictError
+from model.common.modules import load_pretrained
+from model.types import Obs, Sample
 
 
 class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
@@ -68,17 +68,10 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         Raises:
             StateDictError: a key is missing, unexpected or of another shape.
         """
-        foreign = next((key for key in state_dict if not key.startswith("network.")), None)
-        if foreign is not None:
-            raise StateDictError(
-                f"base policy: expected only keys that start with 'network.', found {foreign!r}. "
-                "This is not a pre-trained policy; a fine-tuned one is loaded whole, with load_state_dict"
-            )
-        holder = nn.Module()
-        holder.network = self.network
-        start = {key: value for key, value in holder.state_dict().items() if key == "network.logvar"}
-        bounds = {key: value for key, value in holder.state_dict().items() if key.startswith("network.logvar_m")}
-        strict_load(holder, {**start, **state_dict, **bounds}, "base policy")
+        own = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        start = {key: value for key, value in own.items() if key == "network.logvar"}
+        bounds = {key: value for key, value in own.items() if key.startswith("network.logvar_m")}
+        load_pretrained(self.network, {**start, **state_dict, **bounds})
         self.actor.load_state_dict(self.network.state_dict(), strict=True)
 
     @torch.no_grad()

@@ -32,8 +32,11 @@ class Track:
     time: float = 0.0
 
 
-def record(run: Callable[[], Any]) -> list[Track]:
+def record(run: Callable[[], Any], set_before: bool = False) -> list[Track]:
     """Run something that steps MuJoCo and return a track per simulation, in the order in which they first stepped.
+
+    ``set_before``: their controls are set before ``mj_step``, not between ``mj_step1`` and ``mj_step2``, so that those seen at a
+    call are of the step that begins, not of the last one.
 
     The simulations must not be reset on the way, and their integrator must evaluate the controls once per step.
     Raises RuntimeError if one of them is reset, ValueError for the Runge-Kutta integrator, RuntimeError if nothing
@@ -47,12 +50,14 @@ def record(run: Callable[[], Any]) -> list[Track]:
         if track is None:
             start = np.empty(mujoco.mj_stateSize(model, STATE))
             mujoco.mj_getState(model, data, start, STATE)
-            tracks[data._address] = Track(model, data, start, time=data.time)
-        elif data.time > track.time:  # a substep has passed; the controls it used are still there
-            track.controls.append(data.ctrl.copy())
-            track.time = data.time
+            track = tracks[data._address] = Track(model, data, start, time=data.time)
         elif data.time < track.time:
             problems.append("a simulation was reset while it was recorded: record fewer steps than an episode has")
+        elif data.time > track.time and not set_before:  # a substep has passed; the controls it used are still there
+            track.controls.append(data.ctrl.copy())
+        if set_before:
+            track.controls.append(data.ctrl.copy())
+        track.time = data.time
 
     before = mujoco.get_mjcb_control()
     mujoco.set_mjcb_control(listen)
@@ -63,7 +68,7 @@ def record(run: Callable[[], Any]) -> list[Track]:
     for track in tracks.values():
         if track.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
             raise ValueError("recording: the Runge-Kutta integrator evaluates the controls several times per step")
-        if track.data.time > track.time:  # the last substep, which no callback followed
+        if track.data.time > track.time and not set_before:  # the last substep, which no callback followed
             track.controls.append(track.data.ctrl.copy())
     if problems or not tracks:
         raise RuntimeError(problems[0] if problems else "recording: nothing called mj_step")

@@ -6,10 +6,9 @@ inverse kinematics, which raw physics does not have: here the controller is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from script.bench.measure import Contestant, Figure, compare
@@ -26,13 +25,13 @@ WANTED = 2000  # control steps/s on two cores
 )
 def engine_on_avoiding(context: Context) -> Iterator[Figure]:
     """The scripted expert's way through all 24 modes."""
-    from script.bench.replay import Replay
+    from script.bench.replay import Replay, record
 
     courses = Courses(max(ACT_STEPS, round(CONTROL_STEPS * context.scale) // ACT_STEPS * ACT_STEPS), context.seed)
     counts = sorted({1, context.cores})
     engines = {n: courses.engine(n) for n in counts}
     engines[1].reset()
-    tracks = record_early(engines[1].run)
+    tracks = record(engines[1].run, set_before=True)
     raws = {n: Replay(tracks, n, courses.work) for n in counts}
     sides = {f"engine {n}": Contestant(engines[n].run, engines[n].reset) for n in counts}
     sides |= {f"raw {n}": Contestant(raws[n].run, raws[n].reset) for n in counts}
@@ -46,31 +45,6 @@ def engine_on_avoiding(context: Context) -> Iterator[Figure]:
         ours, raw, row = samples[f"engine {n}"], samples[f"raw {n}"], f"avoiding, {n} thread{'s' * (n > 1)}"
         yield compare(row, "control steps/s", ours.rates, "raw mj_step", raw.rates, bar=RAW_BAR, note=note)
         yield compare(row, "control steps/CPU s", ours.cpu_rates, "raw mj_step", raw.cpu_rates, bar=RAW_BAR)
-
-
-def record_early(run: Callable[[], Any]) -> list[Any]:
-    """As ``replay.record``, for simulations whose controls are set before ``mj_step``: when it calls back they are this step's,
-    not the last one's.
-    """
-    from script.bench.replay import STATE, Track
-
-    tracks: dict[int, Track] = {}
-
-    def listen(model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        track = tracks.get(data._address)
-        if track is None:
-            start = np.empty(mujoco.mj_stateSize(model, STATE))
-            mujoco.mj_getState(model, data, start, STATE)
-            track = tracks[data._address] = Track(model, data, start, time=data.time)
-        track.controls.append(data.ctrl.copy())
-
-    before = mujoco.get_mjcb_control()
-    mujoco.set_mjcb_control(listen)
-    try:
-        run()
-    finally:
-        mujoco.set_mjcb_control(before)
-    return list(tracks.values())
 
 
 class Courses:

@@ -21,6 +21,7 @@ from script.bench.measure import Contestant, Figure, compare
 from script.bench.reference_loop import LoopSettings, ReferenceLoop, scaled
 from script.bench.registry import Context, UnavailableError, benchmark
 from script.bench.rows.finetune import OurIteration, PublishedIteration, Side, random_base
+from script.bench.rows.tasks import EngineSide
 
 BODIES = ("hopper", "walker2d", "halfcheetah")
 N_ROBOTS, ACT_STEPS, CHUNKS = 40, 4, 100  # as published; a turn is 16,000 control steps
@@ -51,7 +52,7 @@ def locomotion(context: Context) -> Iterator[Figure]:
 def _body(context: Context, body: str, with_envpool: bool) -> Iterator[Figure]:
     motion = RandomMotion(body, max(4, round(CHUNKS * context.scale)), context.seed)
     counts = sorted({1, context.cores})
-    engines = {n: EngineSide(motion, n) for n in counts}
+    engines = {n: EngineSide(motion, motion.engine(n)) for n in counts}
     raws = {n: RawEpisodes(motion, n) for n in counts}
     pools = {n: EnvPoolSide(motion, n) for n in counts} if with_envpool else {}
     sides = {f"engine {n}": Contestant(engines[n].run, engines[n].reset) for n in counts}
@@ -82,7 +83,7 @@ class RandomMotion:
     def __init__(self, body: str, n_chunks: int, seed: int) -> None:
         from env.registry import locomotion as family_of
 
-        self.body, self.family, self.seed = body, family_of(body), seed
+        self.body, self.family, self.seeds = body, family_of(body), seed
         rng = np.random.default_rng(seed)
         shape = n_chunks, N_ROBOTS, ACT_STEPS, self.family.action_dim
         self.chunks = rng.uniform(-1, 1, shape).astype(np.float32)
@@ -100,7 +101,7 @@ class RandomMotion:
         from env.gym.locomotion import FRAME_SKIP
 
         venv, done = self.engine(1), [[] for _ in range(N_ROBOTS)]
-        venv.reset(self.seed)
+        venv.reset(self.seeds)
         self.segments = [[(venv.simulations.physics(i), np.zeros(0))] for i in range(N_ROBOTS)]
         for chunk in self.chunks:
             result = venv.step(chunk)
@@ -121,27 +122,6 @@ class RandomMotion:
         controls = np.array(done[i], np.float64).reshape(-1, self.family.action_dim)
         self.segments[i][-1] = (self.segments[i][-1][0], np.ascontiguousarray(controls))
         done[i] = []
-
-
-class EngineSide:
-    """Our engine going through a ``RandomMotion``."""
-
-    def __init__(self, motion: RandomMotion, n_threads: int) -> None:
-        self._motion, self.venv = motion, motion.engine(n_threads)
-
-    def reset(self) -> None:
-        """Start the episodes again."""
-        self.venv.reset(self._motion.seed)
-
-    def run(self) -> float:
-        """All chunks -> control steps done."""
-        for chunk in self._motion.chunks:
-            self.venv.step(chunk)
-        return self._motion.work
-
-    def close(self) -> None:
-        """Free the threads."""
-        self.venv.close()
 
 
 class RawEpisodes:
@@ -209,7 +189,7 @@ class EnvPoolSide:
     """``EnvPoolTask`` as a contestant."""
 
     def __init__(self, motion: RandomMotion, n_threads: int) -> None:
-        self._process, self._cpu = Isolated(EnvPoolTask, motion.body, n_threads, motion.seed, motion.chunks), 0.0
+        self._process, self._cpu = Isolated(EnvPoolTask, motion.body, n_threads, motion.seeds, motion.chunks), 0.0
 
     def reset(self) -> None:
         """Start every robot again."""
