@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,12 @@ from typing import Any
 import numpy as np
 
 from env.errors import EnvError
+from env.npz import NpzFile
 from env.protocol import NpObs, StepResult, VectorEnv
 
 EPSILON = 1e-6  # of the published convention; in the direction "normalise" only
 CONSTANT_RANGE = 1e-4  # an observation column narrower than this never moved in the demonstrations
+_MAX_BYTES = 2**20  # of one statistic: a hundred thousand columns
 _KEYS = ("obs_min", "obs_max", "action_min", "action_max")
 
 
@@ -122,21 +123,17 @@ class Normalizer:
         """
         path = Path(path)
         _check_is_npz(path)
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                missing = [key for key in _KEYS if key not in archive.files]
-                if missing:
-                    found = ", ".join(sorted(archive.files)) or "nothing"
+        with NpzFile(path) as archive:
+            missing = [key for key in _KEYS if key not in archive.names]
+            if missing:
+                found = ", ".join(sorted(archive.names)) or "nothing"
+                raise EnvError(f"{path}: no {', '.join(missing)} in it (expected {', '.join(_KEYS)}; found {found}).")
+            for key in _KEYS:
+                if archive.header(key).n_bytes > _MAX_BYTES:
                     raise EnvError(
-                        f"{path}: no {', '.join(missing)} in it (expected {', '.join(_KEYS)}; found {found})."
+                        f"{path}: {key} has shape {archive.header(key).shape}; expected one number per column."
                     )
-                arrays = {key: archive[key] for key in _KEYS}
-        except EnvError:
-            raise
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise EnvError(
-                f"{path} cannot be read as a normalisation file ({error}); it is damaged: make or fetch it again."
-            ) from error
+            arrays = {key: archive.read(key) for key in _KEYS}
         try:
             return cls(**arrays)
         except EnvError as error:

@@ -12,63 +12,62 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from agent.errors import DatasetError, UsageError
+from agent.errors import DatasetError
 from agent.files import atomic_write
 from agent.memory import preflight
+from env.npz import Header, NpzError, NpzFile, read_into
 
 NEEDED = ("states", "actions", "traj_lengths")
+ARRAYS = (*NEEDED, "rewards", "terminals")
 RANGE_SLACK = 1e-3  # rounding beyond [-1, 1] that a normalised file may show
 _PICKLE_SUFFIXES = {".pkl", ".pickle"}
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
 _CONVERT = (
     "Only npz files of plain arrays are read: convert it, or collect new ones with `python script/collect_demos.py`"
 )
 _ZIP_START = b"PK\x03\x04"
-_READ_AT_ONCE = 2**24  # bytes
+_SMALLER = (
+    "train_dataset.max_n_episodes",
+    "store its images uncompressed, which are never in memory (script/convert_dataset.py --uncompressed)",
+)
 
 
 def read_demos(
     path: str | os.PathLike[str], use_img: bool = False, max_n_episodes: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of a demonstration file, checked. Images are read only with ``use_img``, and of those only what the first
-    ``max_n_episodes`` trajectories need: once, straight into the array that is returned.
+    """The arrays of a demonstration file, checked. Images come only with ``use_img``, and of those only what the first
+    ``max_n_episodes`` trajectories need: a read-only ``np.memmap`` where the file has them uncompressed, else read once,
+    straight into the array that is returned.
 
     Raises:
         DatasetError: absent, a pickle, damaged, an array missing or of a wrong shape, values that are not finite or
             not normalised, lengths that do not add up.
-        UsageError: the images need more memory than is free.
+        UsageError: the arrays need more memory than is free.
     """
     path = Path(path).expanduser()
     _check_kind(path)
-    wanted = (*NEEDED, "rewards", "terminals")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            arrays = {name: archive[name] for name in wanted if name in names}
-            if use_img and "images" in names and "traj_lengths" in arrays:
-                images = _read_images(archive.zip, arrays["traj_lengths"], max_n_episodes, path)
-    except UsageError:
-        raise
-    except _DAMAGE as error:
-        if "allow_pickle" in str(error):
-            raise DatasetError(
-                f"{path}: holds Python objects (a pickle), which could run code when read. {_CONVERT}"
-            ) from error
-        raise DatasetError(f"{path}: damaged or cut short ({error}). Make or download it again") from error
-    missing = [name for name in (*NEEDED, *(("images",) if use_img else ())) if name not in names]
-    if missing:
-        raise DatasetError(
-            f"{path}: no {', '.join(missing)} in it (expected {', '.join(NEEDED)}; found {', '.join(sorted(names))})"
-        )
-    check_arrays(arrays, str(path))
-    return {**arrays, "images": images} if use_img else arrays
+        with NpzFile(path) as archive:
+            needed = (*NEEDED, *(("images",) if use_img else ()))
+            missing = [name for name in needed if name not in archive.names]
+            if missing:
+                raise DatasetError(
+                    f"{path}: no {', '.join(missing)} in it (expected {', '.join(NEEDED)}; found "
+                    f"{', '.join(sorted(archive.names))})"
+                )
+            names = [name for name in ARRAYS if name in archive.names]
+            preflight({name: archive.header(name).n_bytes for name in names}, _SMALLER)
+            arrays = {name: archive.read(name) for name in names}
+            check_arrays(arrays, str(path))
+            return arrays | ({"images": _images(archive, arrays["traj_lengths"], max_n_episodes)} if use_img else {})
+    except NpzError as error:
+        raise DatasetError(f"{error}. {_CONVERT}" if "pickle" in str(error) else str(error)) from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def save_demos(
@@ -121,47 +120,53 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
     lengths = arrays["traj_lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.size == 0 or int(lengths.min()) < 1:
         raise DatasetError(f"{where}: traj_lengths: expected (E,) positive integers, found {_describe(lengths)}")
-    total = int(lengths.sum())
     for name in ("states", "actions"):
         array = arrays[name]
         if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
             raise DatasetError(f"{where}: {name}: expected (T, D) numbers, found {_describe(array)}")
-    if "images" in arrays and (arrays["images"].ndim != 4 or arrays["images"].dtype != np.uint8):
-        raise DatasetError(f"{where}: images: expected (T, C, H, W) uint8, found {_describe(arrays['images'])}")
+    for name in ("rewards", "terminals"):
+        if name in arrays and (arrays[name].ndim != 1 or arrays[name].dtype.kind not in "biuf"):
+            raise DatasetError(f"{where}: {name}: expected (T,) numbers, found {_describe(arrays[name])}")
+    if (longest := int(lengths.max())) > len(
+        arrays["states"]
+    ):  # first: a sum of huge lengths could come out as anything
+        raise DatasetError(f"{where}: traj_lengths holds {longest}, but states has {len(arrays['states'])} rows")
+    total = int(lengths.sum())
+    if "images" in arrays:
+        check_images(arrays["images"], total, where)
     for name, array in arrays.items():
         if name != "traj_lengths" and len(array) != total:
             raise DatasetError(f"{where}: {name} has {len(array)} rows, but traj_lengths add up to {total}")
-    for name in ("states", "actions", "rewards"):
-        if name in arrays:
+    for name in ("states", "actions", "rewards", "terminals"):
+        if name in arrays and arrays[name].dtype.kind == "f":
             _check_finite(arrays[name], f"{where}: {name}")
     for name in ("states", "actions"):
         _check_range(arrays[name], f"{where}: {name}")
 
 
-def _read_images(archive: zipfile.ZipFile, lengths: np.ndarray, max_n_episodes: int | None, path: Path) -> np.ndarray:
-    """Images of the first trajectories, ``(T', C, H, W)`` uint8: no second copy in memory, nothing read beyond them."""
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
-        raise DatasetError(f"{path}: traj_lengths: expected (E,) positive integers, found {_describe(lengths)}")
+def _images(archive: NpzFile, lengths: np.ndarray, max_n_episodes: int | None) -> np.ndarray:
+    """Images of the first trajectories, ``(T', C, H, W)`` uint8: a view of the file where they are stored uncompressed, else
+    read, without a second copy in memory and nothing beyond them."""
     total, wanted = int(lengths.sum()), int(lengths[:max_n_episodes].sum())
-    with archive.open("images.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(member)
-        if len(shape) != 4 or dtype != np.uint8 or fortran:
-            raise DatasetError(f"{path}: images: expected (T, C, H, W) uint8, found shape {shape}, {dtype}")
-        if shape[0] != total:
-            raise DatasetError(f"{path}: images has {shape[0]} rows, but traj_lengths add up to {total}")
-        preflight({f"images of {wanted} steps": wanted * math.prod(shape[1:])}, ["train_dataset.max_n_episodes"])
-        images = np.empty((wanted, *shape[1:]), np.uint8)
-        rest = memoryview(images.reshape(-1))
-        while len(rest):
-            n = member.readinto(rest[:_READ_AT_ONCE])
-            if not n:
-                raise EOFError(f"images end {len(rest)} bytes too early")
-            rest = rest[n:]
-        if wanted == total and member.read(1):  # reading to the end also checks the member's checksum
-            raise EOFError("images has more bytes than its shape says")
+    with archive.open("images") as (header, member):
+        check_images(header, total, str(archive.path))
+        mapped = archive.map("images")
+        if mapped is not None:
+            return mapped[:wanted]
+        shape = (wanted, *header.shape[1:])
+        preflight({f"images of {wanted} steps": math.prod(shape)}, _SMALLER)
+        images = np.empty(shape, np.uint8)
+        read_into(member, images)
     return images
+
+
+def check_images(header: Header | np.ndarray, total: int, where: str) -> None:
+    """Raise ``DatasetError`` unless these are ``(T, C, H, W)`` uint8 in C order with ``T = total``."""
+    shape, fortran = header.shape, getattr(header, "fortran", False)
+    if len(shape) != 4 or header.dtype != np.uint8 or fortran or not math.prod(shape[1:]):
+        raise DatasetError(f"{where}: images: expected (T, C, H, W) uint8, found shape {shape}, {header.dtype}")
+    if shape[0] != total:
+        raise DatasetError(f"{where}: images has {shape[0]} rows, but traj_lengths add up to {total}")
 
 
 def _check_kind(path: Path) -> None:

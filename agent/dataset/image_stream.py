@@ -29,6 +29,7 @@ def save_demos_streamed(
     arrays: Mapping[str, np.ndarray],
     frames: Iterable[np.ndarray],
     image_shape: tuple[int, int, int],
+    compress: bool = True,
 ) -> None:
     """Write ``train.npz`` as ``demos.save_demos`` does, its images from an iterator, in one atomic step.
 
@@ -37,6 +38,7 @@ def save_demos_streamed(
         arrays: ``states``, ``actions``, ``traj_lengths`` and optionally ``rewards``, ``terminals``; see ``save_demos``.
         frames: pieces ``(n, C, H, W)`` uint8 in the order of the transitions, ``ΣT`` rows together.
         image_shape: ``(C, H, W)``.
+        compress: False makes a larger file whose images are never read into memory as a whole (``demos.read_demos``).
 
     Raises:
         DatasetError: the arrays break a rule of ``read_demos``, the pieces are of another shape or do not add up, or
@@ -48,7 +50,9 @@ def save_demos_streamed(
     try:
         with (
             atomic_write(path) as file,
-            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as z,
+            zipfile.ZipFile(
+                file, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED, compresslevel=COMPRESSION
+            ) as z,
         ):
             for name, array in arrays.items():
                 with z.open(f"{name}.npy", "w", force_zip64=True) as member:

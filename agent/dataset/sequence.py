@@ -3,12 +3,14 @@
 Every start ``i`` of a trajectory with ``i + Ta <= its length`` is a sample: the actions ``i ... i + Ta - 1`` and the
 ``To`` observations up to ``i``, oldest first (before the trajectory began, its first one is repeated). Everything
 lies on the device as one tensor per kind; a batch is a few gathers, with no Python per sample. Only images stay on the
-host, as uint8: they are too many for a GPU, and a batch of them is sent quickly.
+host, as uint8: they are too many for a GPU, and a batch of them is sent quickly. Where the file has them uncompressed they
+stay in the file, and a batch reads what it needs: they may be more than memory holds.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 import torch
@@ -65,7 +67,8 @@ class StitchedSequenceDataset:
         total = int(self.traj_lengths.sum())
         self.states = self._tensor(arrays["states"][:total].astype(np.float32))
         self.actions = self._tensor(arrays["actions"][:total].astype(np.float32))
-        self.images = torch.from_numpy(arrays["images"]) if use_img else None
+        self.images = _on_host(arrays["images"]) if use_img else None
+        self.mapped = isinstance(arrays.get("images"), np.memmap)
         self._index(total)
         self._chunk = torch.arange(self.horizon_steps, device=self.device)
 
@@ -90,8 +93,8 @@ class StitchedSequenceDataset:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the demonstrations, images included."""
-        tensors = [t for t in (self.states, self.actions, self.images) if t is not None]
+        """Memory of the demonstrations, images included unless they stay in the file."""
+        tensors = [self.states, self.actions, *([] if self.images is None or self.mapped else [self.images])]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def check(self, obs_dim: int, action_dim: int) -> None:
@@ -172,3 +175,10 @@ class StitchedSequenceDataset:
         first."""
         back = torch.arange(steps - 1, -1, -1, device=self.device)
         return torch.maximum(starts[:, None] - back, first[:, None])
+
+
+def _on_host(images: np.ndarray) -> Tensor:
+    """The images as a tensor over the same memory, or over the same file: those are never written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.dataset.d3il_files import plain_data, read_demo
+from agent.dataset.d3il_files import read_demo
 from agent.dataset.demos import read_demos
+from agent.dataset.plain_pickle import plain_data
 from agent.errors import DatasetError
 from env.d3il import field
 from env.normalizer import Normalizer
@@ -44,7 +45,7 @@ def d3il_file(path: Path, mode: tuple[int, int, int], protocol: int = 4) -> np.n
 # --------------------------------------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_what_unpickling_would_give_without_unpickling(protocol):
     value = {
         "a": np.arange(12.0).reshape(3, 4), "b": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)), "c": [1, -2, 70000, 2**40],
@@ -83,6 +84,22 @@ def test_nothing_is_run(tmp_path, protocol):
 def test_what_is_no_plain_data_is_refused(value):
     with pytest.raises(DatasetError, match="plain data"):
         plain_data(pickle.dumps(value, 4), "it")
+
+
+def test_small_files_that_mean_much():
+    deep: list = []
+    for _ in range(200):
+        deep = [deep, deep]
+    assert len(plain_data(pickle.dumps(deep, 4), "it")) == 2  # 2^200 lists, if each were looked at
+    endless: list = []
+    endless.append(endless)
+    with pytest.raises(DatasetError, match="contains itself"):
+        plain_data(pickle.dumps(endless, 4), "it")
+    with pytest.raises(DatasetError, match="it: damaged"):
+        plain_data(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".", "it")
+    for dims in ((-7, -11), (7, 13)):
+        with pytest.raises(DatasetError, match="it: damaged"):
+            plain_data(pickle.dumps({"a": np.zeros((7, 11))}, 4).replace(b"K\x07K\x0b", pickle.dumps(dims, 4)[11:-3]), "it")
 
 
 def test_every_cut_and_many_changes_are_errors_or_data():
