@@ -5,36 +5,16 @@ DPPO (arXiv:2409.00588), appendix; parameter names are the published ones.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-from model.common.mlp import MLP, ResidualMLP, activation
+from model.common.mlp import MLP, ResidualMLP
 from model.common.vision import Vision
 from model.common.vit import VitEncoder
+from model.diffusion.modules import TimeEmbedding
 from model.types import Obs
-
-
-class SinusoidalPosEmb(nn.Module):
-    """``t (B,)`` to ``(B, dim)``: sines, then cosines, at frequencies ``exp(-k ln(10000) / (dim / 2 - 1))``."""
-
-    frequencies: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        if dim < 4 or dim % 2:
-            raise ValueError(f"time_dim: expected an even number of at least 4, found {dim}")
-        half = dim // 2
-        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Integer or float steps ``(B,)``."""
-        angles = t[:, None] * self.frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class DiffusionMLP(nn.Module):
@@ -52,8 +32,6 @@ class DiffusionMLP(nn.Module):
         use_layernorm: in the main perceptron.
         residual_style: ``ResidualMLP`` instead of ``MLP``.
     """
-
-    _steps: Tensor | None
 
     def __init__(
         self,
@@ -100,12 +78,7 @@ class DiffusionMLP(nn.Module):
         """Make the layers; ``feature_dim`` columns of something else stand before the observation."""
         self.action_dim = action_dim
         self.horizon_steps = horizon_steps
-        self.time_embedding = nn.Sequential(
-            SinusoidalPosEmb(time_dim),
-            nn.Linear(time_dim, time_dim * 2),
-            activation("Mish"),
-            nn.Linear(time_dim * 2, time_dim),
-        )
+        self.time_embedding = TimeEmbedding(time_dim, time_dim * 2)
         self.cond_mlp: MLP | None = None
         if cond_mlp_dims is not None:
             self.cond_mlp = MLP([cond_dim, *cond_mlp_dims], activation_type=activation_type)
@@ -117,7 +90,6 @@ class DiffusionMLP(nn.Module):
             out_activation_type=out_activation_type,
             use_layernorm=use_layernorm,
         )
-        self.register_buffer("_steps", None, persistent=False)
 
     @property
     def hidden_layers(self) -> list[nn.Module]:
@@ -126,16 +98,11 @@ class DiffusionMLP(nn.Module):
 
     def tabulate_time(self, denoising_steps: int) -> None:
         """Promise that ``t < denoising_steps``: the time embedding is then computed once per step, not once per row."""
-        self._steps = torch.arange(denoising_steps, device=self.time_embedding[1].weight.device)
+        self.time_embedding.tabulate(denoising_steps)
 
     def forward(self, x: Tensor, t: Tensor, cond: Obs) -> Tensor:
         """``x (B, Ta, Da)``, diffusion steps ``t (B,)`` int64 and ``cond["state"] (B, To, Do)`` to ``(B, Ta, Da)``."""
-        return self.mlp_mean(torch.cat([x.flatten(1), self._time(t), self._state(cond)], dim=-1)).view_as(x)
-
-    def _time(self, t: Tensor) -> Tensor:
-        if self._steps is None:
-            return self.time_embedding(t)
-        return F.embedding(t, self.time_embedding(self._steps))
+        return self.mlp_mean(torch.cat([x.flatten(1), self.time_embedding(t), self._state(cond)], dim=-1)).view_as(x)
 
     def _state(self, cond: Obs) -> Tensor:
         state = cond["state"].flatten(1)
@@ -202,5 +169,5 @@ class VisionDiffusionMLP(Vision, DiffusionMLP):
         """``x (B, Ta, Da)``, diffusion steps ``t (B,)`` int64, ``cond["state"] (B, To, Do)`` and ``cond["rgb"]
         (B, To, C, H, W)`` or ``encode``'s ``cond["features"] (B, F)``, to ``(B, Ta, Da)``."""
         cond = self.encode(cond)
-        inputs = [x.flatten(1), self._time(t), cond["features"], self._state(cond)]
+        inputs = [x.flatten(1), self.time_embedding(t), cond["features"], self._state(cond)]
         return self.mlp_mean(torch.cat(inputs, dim=-1)).view_as(x)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from model.common.gaussian import GaussianModel, entropy, log_density
+from model.common.gaussian import GaussianModel
 from model.common.modules import load_pretrained
+from model.common.vision import encode_obs
 from model.types import Obs, Sample
 
 
@@ -28,7 +29,7 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
     the world.
 
     Args:
-        actor: a fresh network (``Gaussian_MLP``). ``load_base`` fills it; without, training starts from nothing.
+        actor: a fresh network, as ``GaussianModel`` wants it. ``load_base`` fills it; without, training starts from nothing.
         critic: observation to value ``(B,)``.
         clip_ploss_coef: PPO's clip range.
         clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in
@@ -85,20 +86,24 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
     ) -> Sample:
         """As ``GaussianModel.sample``; with ``return_chain`` also ``chains (B, 2, Ta, Da)`` and, unless deterministic,
         ``log_probs (B, 1)``."""
-        x, mean, std = self.draw(obs, deterministic, noise, generator)
+        x, *distribution = self.draw(obs, deterministic, noise, generator)
         if not return_chain:
             return Sample(x)
         chains = torch.stack([torch.zeros_like(x), x], dim=1)
-        return Sample(x, chains, None if deterministic else log_density(x, mean, std)[:, None])
+        return Sample(x, chains, None if deterministic else self.log_density(x, *distribution)[:, None])
+
+    def encode(self, obs: Obs) -> Obs:
+        """``obs`` as the tuned network sees it, differentiable: images replaced by features; state alone stays as it is."""
+        return encode_obs(self.network, obs)
 
     def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor) -> Tensor:
         """Log-probability ``(B,)`` of the chunks ``x_next (B, Ta, Da)``, differentiable. ``x`` and ``step`` say nothing
         where the chain has one step."""
-        return log_density(x_next, *self.network(obs))
+        return self.log_density(x_next, *self.network(obs))
 
     def chain_log_probs(self, obs: Obs, chains: Tensor) -> Tensor:
         """``log_prob`` of ``chains (B, 2, Ta, Da)``, as ``(B, 1)``."""
-        return log_density(chains[:, 1], *self.network(obs))[:, None]
+        return self.log_density(chains[:, 1], *self.network(obs))[:, None]
 
     def value(self, obs: Obs) -> Tensor:
         """The critic's value, ``(B,)``."""
@@ -114,7 +119,7 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
 
     def entropy_proxy(self, obs: Obs) -> Tensor:
         """Mean entropy per dimension, 0-d: what an entropy bonus pushes up."""
-        return entropy(self.network(obs)[1])
+        return self.entropy(*self.network(obs))
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What the actor's optimiser trains."""

@@ -12,7 +12,8 @@ from model.common.critic import CriticObs, CriticObsAct
 from model.common.dispersive_loss import record_outputs
 from model.common.mlp import MLP, ResidualMLP, activation
 from model.common.modules import strict_load
-from model.diffusion.mlp_diffusion import DiffusionMLP, SinusoidalPosEmb
+from model.diffusion.mlp_diffusion import DiffusionMLP
+from model.diffusion.modules import SinusoidalPosEmb
 from model.types import StateDictError
 
 
