@@ -19,7 +19,9 @@ class Transformer(nn.Module):
     """Observation to one output per step of the chunk.
 
     The observation becomes one memory token, ``encoder(cond_obs_emb(obs) + cond_pos_emb)``; the ``Ta`` queries ``pos_emb`` go
-    through decoder layers (attention among the queries, to the memory, then a perceptron).
+    through decoder layers (attention among the queries, to the memory, then a perceptron). There being one token to look at, it
+    gets all attention: ``norm2`` and the query and key weights of ``multihead_attn`` are in the published files, but without
+    effect and without gradient.
 
     Args:
         out_dim: width of an output. horizon: ``Ta``. cond_dim: ``To * Do``.
