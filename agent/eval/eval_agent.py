@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent import checkpoint, images
 from agent.agent import read, resolve_device, seed_everything
-from agent.errors import CheckpointError
 from agent.eval.evaluate import evaluate
 from agent.eval.video import EPISODES, record_video
 from agent.finetune import base_policy
@@ -25,7 +24,7 @@ class EvalAgent:
 
     Args:
         cfg: a composed and validated configuration of stage ``eval``. The policy is rebuilt from the checkpoint's own configuration;
-            ``cfg.model`` may override single settings of it (``model.use_ddim=true model.ddim_steps=5``).
+            ``cfg.model`` may override single settings of it (``model.use_ddim=true model.ddim_steps=5``), or describe all of a published one's.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -38,14 +37,10 @@ class EvalAgent:
         payload = checkpoint.load(self.path)
         images.check(payload, cfg, self.path)
         overrides = OmegaConf.to_container(cfg.model, resolve=True)
-        config = payload.get("config")
-        if config is None and "_target_" not in overrides:
-            raise CheckpointError(
-                f"base_policy_path: {self.path} is a published checkpoint and carries no configuration; give the model it was trained with (model=...)"
-            )
-        if overrides:
-            config = {**(config or {}), "model": {**((config or {}).get("model") or {}), **overrides}}
-        self.policy = checkpoint.load_policy(self.path, config if overrides else None, device)
+        whole = None  # the checkpoint's own configuration, unless this one says all about the policy
+        if "_target_" in overrides:
+            whole, overrides = OmegaConf.to_container(cfg, resolve=True), None
+        self.policy = checkpoint.load_policy(self.path, whole, device, cfg.policy_weights, overrides)
         self.logger = RunLogger(*locate_run(cfg)[:1], cfg, locate_run(cfg)[1])
         self.venv = make_vector_env(
             OmegaConf.to_container(cfg.env, resolve=True), base_policy.normalizer_of(payload, cfg)

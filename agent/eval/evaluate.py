@@ -39,6 +39,7 @@ class EvalResult:
     n_invalid: int  # episodes cut because the simulation went unstable; counted as failures
     seconds: float
     env_steps: int
+    solvable: bool = True  # False: the task knows no success (locomotion), what counts is the return
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,9 +62,9 @@ class EvalResult:
 
     def __str__(self) -> str:
         low, high = self.success_interval
-        success = f"success {self.success_rate:.3f} [{low:.3f}, {high:.3f}]"
+        success = f"success {self.success_rate:.3f} [{low:.3f}, {high:.3f}], " if self.solvable else ""
         low, high = self.return_interval
-        return f"{success}, return {self.mean_return:.4g} [{low:.4g}, {high:.4g}] over {len(self.seeds)} episodes"
+        return f"{success}return {self.mean_return:.4g} [{low:.4g}, {high:.4g}] over {len(self.seeds)} episodes"
 
 
 def evaluate(
@@ -125,7 +126,12 @@ def evaluate(
             noise.setdefault(int(s), _noise_stream(int(s)))
     bar.close()
     policy.train(was_training)
-    return table.result(time.perf_counter() - started)
+    return table.result(time.perf_counter() - started, is_solvable(venv))
+
+
+def is_solvable(venv: VectorEnv) -> bool:
+    """Whether an episode can be a success at all; environments that do not say so are taken to."""
+    return getattr(getattr(venv, "family", None), "solvable", True)
 
 
 def _noise_stream(seed: int) -> np.random.Generator:
@@ -151,7 +157,7 @@ class _Episodes:
         self.successes[k] |= result.success[rows]
         self.invalid[k] |= result.info["invalid"][rows]
 
-    def result(self, seconds: float) -> EvalResult:
+    def result(self, seconds: float, solvable: bool) -> EvalResult:
         successes = self.successes & ~self.invalid
         n = len(self.seeds)
         return EvalResult(
@@ -166,4 +172,5 @@ class _Episodes:
             n_invalid=int(self.invalid.sum()),
             seconds=seconds,
             env_steps=int(self.lengths.sum()),
+            solvable=solvable,
         )

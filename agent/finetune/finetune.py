@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from agent import checkpoint, images
 from agent.agent import build, read, resolve_device, seed_everything
 from agent.errors import CheckpointError
-from agent.eval import EvalResult, evaluate
+from agent.eval import EvalResult, evaluate, is_solvable
 from agent.eval.video import EPISODES, record_video
 from agent.finetune import base_policy
 from agent.finetune.ppo import PPO
@@ -137,10 +137,10 @@ class FinetuneAgent:
         """One console line per iteration."""
         left = (self.train["n_train_itr"] - self.iteration) * metrics["time/iteration"]
         log.info(
-            "itr %d/%d  success %.3f  return %.4g (exploring)  kl %.4f  explained variance %.2f  %s env steps/s  %.0f s/itr, %.1f min left",
+            "itr %d/%d  %sreturn %.4g (exploring)  kl %.4f  explained variance %.2f  %s env steps/s  %.0f s/itr, %.1f min left",
             self.iteration,
             self.train["n_train_itr"],
-            metrics["train/success_rate"],
+            f"success {metrics['train/success_rate']:.3f}  " if is_solvable(self.venv) else "",
             metrics["train/episode_return"],
             metrics["approx_kl"],
             metrics["explained_variance"],
@@ -283,15 +283,7 @@ class FinetuneAgent:
         after = self._run_evaluation(
             self.train["final_eval_seed"], self.train["final_eval_episodes"], "fine-tuned policy"
         )
-        low, high = self.before["success_interval"]
-        log.info(
-            "before: success %.3f [%.3f, %.3f], return %.4g over %d episodes",
-            self.before["success_rate"],
-            low,
-            high,
-            self.before["mean_return"],
-            len(self.before["seeds"]),
-        )
+        log.info("before: %s", EvalResult(**self.before))
         log.info("after:  %s", after)
         logdir = self.logger.logdir
         picture = learning_curve(logdir / "metrics.jsonl", logdir / "learning_curve.png", self.cfg.name, after)

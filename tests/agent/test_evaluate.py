@@ -7,6 +7,7 @@ from scipy import stats
 
 from agent.errors import UsageError
 from agent.eval import evaluate
+from env.registry import make_vector_env
 from model.types import Sample
 from tests.point_mass import PointMass
 
@@ -64,6 +65,18 @@ def test_success_inside_a_chunk_counts_and_training_mode_comes_back():
     policy = TowardsGoal(0.0).train()
     assert evaluate(policy, PointMass(3, act_steps=2), 5).success_rate == 1.0
     assert policy.training
+
+
+def test_a_task_that_knows_no_success_does_not_speak_of_it():
+    class Still(TowardsGoal):
+        noise_shape = (3, 2, 3)
+
+        def sample(self, obs, deterministic=True, noise=None):
+            return Sample(0.0 * noise[:, 0])
+
+    venv = make_vector_env({"name": "hopper-v2", "n_envs": 2, "act_steps": 2, "max_episode_steps": 14})
+    assert str(evaluate(Still(), venv, 3)).startswith("return ")
+    assert str(evaluate(TowardsGoal(), PointMass(2), 3)).startswith("success ")
 
 
 def test_bad_requests():
