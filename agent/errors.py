@@ -20,3 +20,7 @@ class CheckpointError(UsageError):
 
 class RunDirError(UsageError):
     """The run directory (``logdir``) cannot be used: taken, unwritable, or its disk is full."""
+
+
+class DownloadError(UsageError):
+    """A published file cannot be fetched, or is not any more what was fetched."""

@@ -47,6 +47,18 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
     return names
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Give the complete file ``temporary`` the name ``path``, in one step and on disk.
+
+    Raises:
+        OSError: as the file system reports it.
+    """
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut. Some file systems cannot sync a folder; then the rename is as safe
     as it gets."""

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from agent import checkpoint, images
+from agent.download import ensure
 from agent.errors import CheckpointError
 from env.normalizer import Normalizer
 
@@ -16,12 +17,15 @@ FITTING = ("obs_dim", "action_dim", "horizon_steps", "denoising_steps", "cond_st
 
 
 def find(cfg: DictConfig) -> Path:
-    """``base_policy_path``, or the newest pre-trained checkpoint under ``log_root`` whose task, dimensions, steps and images fit.
+    """``base_policy_path`` (fetched if it is a published one), or the newest pre-trained checkpoint under ``log_root`` whose task,
+    dimensions, steps and images fit.
 
     Raises:
         CheckpointError: nothing fits; names the command that makes one.
+        DownloadError: a published checkpoint that cannot be fetched.
     """
     if cfg.base_policy_path is not None:
+        ensure(cfg.base_policy_path)
         return Path(cfg.base_policy_path).expanduser()
     folder = Path(cfg.log_root).expanduser() / f"{cfg.benchmark}-pretrain"
     trained = (cfg.get("task") or {}).get("dataset") or cfg.env_name  # D3IL: several data sets of one environment
@@ -53,6 +57,7 @@ def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
 
     Raises:
         CheckpointError: there is none, and no file is given.
+        DownloadError: it is a published file that is not there and cannot be fetched.
         EnvError: the file is absent or damaged.
     """
     own = checkpoint.normalizer(payload)
@@ -62,4 +67,5 @@ def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
         raise CheckpointError(
             "normalization_path: no checkpoint brings a normaliser, so a file of the demonstrations' (or of measured) bounds is needed"
         )
+    ensure(cfg.normalization_path)
     return Normalizer.load(cfg.normalization_path)

@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from agent import checkpoint, images, memory
 from agent.agent import build, read, resolve_device, seed_everything
+from agent.download import ensure
 from agent.errors import DatasetError, UsageError
 from agent.logger import CHECKPOINTS, RunLogger, locate_run
 from agent.metrics import RunningMean
@@ -56,6 +57,8 @@ class PretrainAgent:
         settings = self.settings
         self.device = resolve_device(read(cfg, "device", "auto"))
         seed_everything(settings.seed)
+        if dataset_path := read(cfg, "train_dataset.dataset_path", None):
+            ensure(dataset_path)
         self.dataset = build(
             cfg.train_dataset, device=resolve_device(read(cfg, "train_dataset.device", None) or self.device)
         )
@@ -319,6 +322,7 @@ def _load_normalizer(cfg: DictConfig) -> Normalizer | None:
     path = read(cfg, "normalization_path", None)
     if path is None:
         return None
+    ensure(path)
     if not Path(path).expanduser().is_file():
         raise DatasetError(
             f"normalization_path: {path} does not exist. `python script/collect_demos.py --task <task>` writes it "

@@ -26,7 +26,7 @@ from torch import nn
 
 from agent import checkpoint
 from agent.dataset.demos import save_demos
-from agent.errors import CheckpointError, DatasetError, RunDirError, UsageError
+from agent.errors import CheckpointError, DatasetError, DownloadError, RunDirError, UsageError
 from agent.pretrain import pretrain
 from agent.pretrain.plot import loss_curve
 from agent.pretrain.pretrain import PretrainAgent
@@ -412,6 +412,8 @@ def test_diagnostics_are_logged_warned_about_and_change_nothing(data, tmp_path, 
         ({"obs_dim": 5}, DatasetError, r"train\.npz: expected obs_dim=5.*found 3"),
         ({"normalization_path": "nowhere.npz"}, DatasetError, r"normalization_path: nowhere\.npz.*collect_demos"),
         ({"train_dataset__dataset_path": "nowhere.npz"}, DatasetError, r"nowhere\.npz.*collect_demos"),
+        ({"normalization_path": "no/gym/hopper-medium-v2/normalization.npz"}, DownloadError, r"(?s)OFFLINE.*--task hopper"),
+        ({"train_dataset__dataset_path": "no/robomimic/lift/train.npz"}, DownloadError, r"(?s)OFFLINE.*1lbXgM.*--task lift"),
         ({"train_dataset__colour": "red"}, UsageError, r"train_dataset.*colour"),
         ({"model___target_": "model.nothing.There"}, UsageError, r"model\.nothing\.There"),
         ({"model__wings": 2}, UsageError, "wings"),
