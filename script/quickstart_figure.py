@@ -3,7 +3,8 @@
     python script/quickstart_figure.py log/quickstart/seed_0 log/quickstart/seed_1 log/quickstart/seed_2 --out assets/quickstart.png
 
 A folder may also be a fine-tuning run itself. The film strips show the first recorded seed on which the pre-trained policy fails and the
-fine-tuned one does not.
+fine-tuned one does not. Runs of several tasks get a panel of curves each instead, and no films; where nothing can be solved (locomotion),
+curves are of returns.
 """
 
 from __future__ import annotations
@@ -54,32 +55,46 @@ def film(checkpoint: str, env: dict[str, Any], seed: int, steps: Sequence[int]) 
 
 
 def curves(axis: Any, runs: list[Path], title: str) -> None:
-    """Success over environment steps, one line per seed, with the intervals of the comparison before -> after."""
+    """Success (return, where nothing can be solved) over environment steps, one line per seed, with the intervals before -> after."""
     for k, run in enumerate(runs):
         folder = finetuning(run)
         rows, result = read_metrics(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text())
-        train = [
-            (r["env_steps"] / 1e3, r["train/success_rate"]) for r in rows if r.get("train/success_rate") is not None
-        ]
-        points = [
-            (r["env_steps"] / 1e3, r["eval/success_rate"]) for r in rows if r.get("eval/success_rate") is not None
-        ]
-        points.append((result["env_steps"] / 1e3, result["after"]["success_rate"]))
-        axis.plot(*zip(*train, strict=True), color=f"C{k}", lw=0.8, alpha=0.4)
-        axis.plot(
-            *zip(*points, strict=True), color=f"C{k}", lw=1.8, marker="o", ms=3.5, label=f"{run.name.replace('_', ' ')}"
+        solvable = result["after"].get("solvable", True)
+        what, mean, interval = (
+            ("success_rate", "success_rate", "success_interval")
+            if solvable
+            else ("episode_return", "mean_return", "return_interval")
         )
-        for x, key in ((0, "before"), (result["env_steps"] / 1e3, "after")):
-            low, high = result[key]["success_interval"]
-            axis.plot([x, x], [low, high], color=f"C{k}", lw=5, alpha=0.3, solid_capstyle="butt")
-    axis.set(
-        xlabel="thousand environment steps",
-        ylabel="success rate",
-        ylim=(0, 1.03),
-        title=title,
-    )
+        lines = {
+            stage: [(r["env_steps"] / 1e3, r[f"{stage}/{what}"]) for r in rows if r.get(f"{stage}/{what}") is not None]
+            for stage in ("train", "eval")
+        }
+        end = result["env_steps"] / 1e3
+        lines["eval"].append((end, result["after"][mean]))
+        axis.plot(*zip(*lines["train"], strict=True), color=f"C{k}", lw=0.8, alpha=0.4)
+        axis.plot(*zip(*lines["eval"], strict=True), color=f"C{k}", lw=1.8, marker="o", ms=3.5, label=_label(folder))
+        for x, key in ((0, "before"), (end, "after")):
+            axis.plot([x, x], result[key][interval], color=f"C{k}", lw=5, alpha=0.3, solid_capstyle="butt")
+    axis.set(xlabel="thousand environment steps", ylabel="success rate" if solvable else "return", title=title)
+    axis.set_ylim(0, 1.03 if solvable else None)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", frameon=False, title="thick: evaluated, thin: exploring", title_fontsize="small")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+
+
+def _label(folder: Path) -> str:
+    return f"seed {_config(folder)['seed']}"
+
+
+def by_task(runs: list[Path]) -> dict[str, list[Path]]:
+    """Runs of each task, in the order given."""
+    tasks: dict[str, list[Path]] = {}
+    for run in runs:
+        tasks.setdefault(_config(finetuning(run))["env_name"], []).append(run)
+    return tasks
 
 
 def main() -> None:
@@ -89,9 +104,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=70, help="control steps the film strips span at most (default 70)")
     parser.add_argument("--out", type=Path, default=Path("assets/quickstart.png"))
     args = parser.parse_args()
-    folder = finetuning(args.runs[0])
+    tasks = by_task(args.runs)
+    figure = panels(tasks) if len(tasks) > 1 else with_films(args.runs, args.steps)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out)
+
+
+def panels(tasks: dict[str, list[Path]]) -> Figure:
+    """A panel of curves for each task."""
+    figure = Figure(figsize=(4.4 * len(tasks), 3.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (task, runs) in zip(figure.subplots(1, len(tasks)), tasks.items(), strict=True):
+        curves(axis, runs, task)
+    return figure
+
+
+def with_films(runs: list[Path], span: int) -> Figure:
+    """Curves beside the policy at work, before and after, over at most ``span`` control steps."""
+    folder = finetuning(runs[0])
     result = json.loads((folder / "result.json").read_text())
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    config = _config(folder)
     env = {**config["env"], "n_envs": 1, "act_steps": config["act_steps"]}
     before, after = result["before"], result["after"]
     seed, length = next(
@@ -99,13 +131,13 @@ def main() -> None:
         for s, b, a, n in zip(after["seeds"], before["successes"], after["successes"], after["lengths"], strict=True)
         if a and not b
     )
-    steps = np.linspace(0, min(length, args.steps), N_FRAMES).astype(int).tolist()
+    steps = np.linspace(0, min(length, span), N_FRAMES).astype(int).tolist()
     strips = [film(result[key], env, seed, steps) for key in ("base_policy_path", "checkpoint")]
     figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.75))
     pixels = ", from pixels" if "robomimic_image" in env["wrappers"] else ""
-    curves(left.subplots(), args.runs, f"{config['env_name'].capitalize()}{pixels}: PPO over the denoising chain")
+    curves(left.subplots(), runs, f"{config['env_name'].capitalize()}{pixels}: PPO over the denoising chain")
     axes = right.subplots(2, N_FRAMES, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for row, strip, label in zip(axes, strips, ("pre-trained", "fine-tuned"), strict=True):
         for axis, frame, step in zip(row, strip, steps, strict=True):
@@ -114,8 +146,7 @@ def main() -> None:
             axis.set_title(f"{step / 20:.1f} s", fontsize=8, pad=2)
         row[0].set_ylabel(label)
     right.suptitle(f"the same episode (seed {seed}) before and after", fontsize=11)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out)
+    return figure
 
 
 if __name__ == "__main__":
