@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from agent.dataset.hdf5 import open_hdf5
+from agent.dataset.hdf5 import listed, member, numbers, open_hdf5, reading, text
 from agent.errors import DatasetError, UsageError
 
 DIMENSIONS = {"hopper": (11, 3), "walker2d": (17, 6), "halfcheetah": (17, 6)}  # observations, actions
@@ -75,11 +75,11 @@ def read_gym(path: str | os.PathLike[str], env_name: str | None = None) -> GymDa
         UsageError: nothing says which robot's data these are, or ``env_name`` names none.
     """
     path = _located(Path(path).expanduser())
-    with open_hdf5(path, "Minari or D4RL") as file:
+    with open_hdf5(path, "Minari or D4RL") as file, reading(path):
         minari = any(name.startswith("episode_") for name in file)
-        if not minari and not isinstance(file.get("observations"), h5py.Dataset):
+        if not minari and not isinstance(member(file, "observations"), h5py.Dataset):
             raise DatasetError(
-                f"{path}: neither Minari's layout (episode_0, ...) nor D4RL's (observations, ...); it has {_listed(file)}"
+                f"{path}: neither Minari's layout (episode_0, ...) nor D4RL's (observations, ...); it has {listed(file)}"
             )
         about = _metadata(path, file) if minari else {}
         known, env_id = about.get("dataset_id") or path.stem, _env_id(about)
@@ -108,7 +108,7 @@ class _Reader:
             raise DatasetError(f"{self._path}: {wrong[0]}: expected episodes called episode_<number>")
         episodes, unfinished = [], []
         for name in sorted(names, key=lambda n: int(n.removeprefix("episode_"))):
-            group = self._file[name]
+            group = member(self._file, name)
             if not isinstance(group, h5py.Group):
                 raise DatasetError(f"{self._path}: {name}: expected a group, found {group!r}")
             actions = self._numbers(group, "actions", (None, self._action))
@@ -137,7 +137,7 @@ class _Reader:
         missing = [key for key in _D4RL if key not in self._file]
         if missing:
             old = " (D4RL's files before -v2 have no timeouts)" if "timeouts" in missing else ""
-            raise DatasetError(f"{self._path}: {missing[0]} is missing{old}; it has {_listed(self._file)}")
+            raise DatasetError(f"{self._path}: {missing[0]} is missing{old}; it has {listed(self._file)}")
         states = self._numbers(self._file, "observations", (None, self._obs))
         actions = self._numbers(self._file, "actions", (len(states), self._action))
         rewards = self._numbers(self._file, "rewards", (len(states),))
@@ -152,22 +152,10 @@ class _Reader:
 
     def _numbers(self, group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """The data set ``key`` as float64, of ``shape`` (None: any length) and finite."""
-        source, where = group.get(key), self._where(group, key)
+        source, where = member(group, key), self._where(group, key)
         if not isinstance(source, h5py.Dataset):
-            raise DatasetError(f"{where} is missing (or no array); {group.name} has {_listed(group)}")
-        fits = source.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, source.shape))
-        if not fits or source.dtype.kind not in "fiub":
-            wanted = ", ".join("any" if n is None else str(n) for n in shape)
-            raise DatasetError(f"{where}: expected numbers of shape ({wanted}), found {source.shape} {source.dtype}")
-        try:
-            array = np.asarray(source[...], np.float64)
-        except (OSError, RuntimeError, ValueError) as error:  # a compressed block that does not decompress
-            raise DatasetError(f"{where}: cannot be read ({error}); the file is damaged: download it again") from error
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            index = [int(i) for i in bad[0]]
-            raise DatasetError(f"{where}{index} is {array[tuple(index)]}; expected finite numbers")
-        return array
+            raise DatasetError(f"{where} is missing (or no array); {group.name} has {listed(group)}")
+        return numbers(source, where, shape)
 
     def _flags(self, group: h5py.Group, key: str, length: int) -> np.ndarray:
         values = self._numbers(group, key, (length,))
@@ -193,7 +181,7 @@ def _metadata(path: Path, file: h5py.File) -> dict[str, Any]:
     """What Minari says of its data set: beside the file (from 0.5 on), or as the file's attributes."""
     beside = path.with_name("metadata.json")
     if not beside.is_file():
-        return {key: _text(value) for key, value in file.attrs.items()}
+        return {key: text(value) for key, value in file.attrs.items()}
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -229,11 +217,3 @@ def _named(path: Path, env_name: str | None, known: str, env_id: str | None) -> 
     if recorded is not None and recorded != body:
         raise DatasetError(f"{path}: recorded in {env_id}; expected data of {body}, as {env_name} says")
     return env_name, body
-
-
-def _text(value: Any) -> Any:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(names)[:30]) or "nothing"

@@ -16,8 +16,9 @@ Observations come in the published order (``env.robomimic.env_meta``), ``object`
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import h5py
 import numpy as np
 
 from agent.dataset.demos import RANGE_SLACK
-from agent.dataset.hdf5 import open_hdf5
+from agent.dataset.hdf5 import listed, member, numbers, open_hdf5, reading, rows, text
 from agent.errors import DatasetError
 from env.errors import EnvError
 from env.robomimic.env_meta import TASKS, EnvMeta, check_env_args
@@ -39,6 +40,15 @@ _RAW = (
     "a raw demo file holds states only; robomimic's dataset_states_to_obs.py (--done_mode 2; for images --camera_names "
     "... --camera_height 96 --camera_width 96) writes the observations"
 )
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def inner(self: RobomimicFile, *args: Any, **kwargs: Any) -> Any:
+        with reading(self.path):
+            return method(self, *args, **kwargs)
+
+    return inner
 
 
 @dataclass(frozen=True)
@@ -73,16 +83,19 @@ class RobomimicFile:
         self.path = Path(path).expanduser()
         self._file = open_hdf5(self.path, "robomimic")
         try:
-            if not isinstance(self._file.get("data"), h5py.Group):
-                raise DatasetError(f"{self.path}: no group 'data' in it; it has {_listed(self._file)}")
-            self._data = self._file["data"]
-            self.meta = self._checked_meta(task)
-            self.task = self.meta.task
-            facts = TASKS[self.task]
-            self.cameras = None if cameras is None else tuple(c.removesuffix(_IMAGE) for c in cameras) or facts.cameras
-            self.obs_keys = facts.obs_dims(use_object=cameras is None)
-            self.action_dim = facts.action_dim
-            self._names = self._sorted_names()
+            with reading(self.path):
+                self._data = member(self._file, "data")
+                if not isinstance(self._data, h5py.Group):
+                    raise DatasetError(f"{self.path}: no group 'data' in it; it has {listed(self._file)}")
+                self.meta = self._checked_meta(task)
+                self.task = self.meta.task
+                facts = TASKS[self.task]
+                self.cameras = (
+                    None if cameras is None else tuple(c.removesuffix(_IMAGE) for c in cameras) or facts.cameras
+                )
+                self.obs_keys = facts.obs_dims(use_object=cameras is None)
+                self.action_dim = facts.action_dim
+                self._names = self._sorted_names()
         except BaseException:
             self.close()
             raise
@@ -97,16 +110,17 @@ class RobomimicFile:
         """Close the file; idempotent."""
         self._file.close()
 
+    @_guarded
     def names(self, filter_key: str | None = None, max_episodes: int | None = None) -> list[str]:
         """Demonstrations in numeric order: those of ``mask/<filter_key>`` (None: all), the first ``max_episodes``."""
         names = self._names
         if filter_key is not None:
-            masks = self._file.get("mask")
-            mask = masks.get(filter_key) if isinstance(masks, h5py.Group) else None
+            masks = member(self._file, "mask")
+            mask = member(masks, filter_key) if isinstance(masks, h5py.Group) else None
             if not isinstance(mask, h5py.Dataset):
-                known = _listed(masks) if isinstance(masks, h5py.Group) else "no filter keys"
+                known = listed(masks) if isinstance(masks, h5py.Group) else "no filter keys"
                 raise DatasetError(f"{self.path}: mask/{filter_key} is not in it; it has {known}")
-            wanted = {_text(entry) for entry in np.atleast_1d(self._array(mask, f"mask/{filter_key}")).ravel()}
+            wanted = {text(entry) for entry in np.atleast_1d(rows(mask, f"{self.path}: mask/{filter_key}")).ravel()}
             absent = wanted - set(names)
             if absent:
                 raise DatasetError(f"{self.path}: mask/{filter_key} names {min(absent)}, which is not in data")
@@ -115,6 +129,7 @@ class RobomimicFile:
             raise DatasetError(f"{self.path}: no demonstrations" + (f" in mask/{filter_key}" if filter_key else ""))
         return names[:max_episodes]
 
+    @_guarded
     def read(self, name: str) -> Demo:
         """One demonstration without its images, which must be there all the same where cameras were asked for; checked."""
         actions = self._numbers(name, "actions", (None, self.action_dim))
@@ -142,6 +157,7 @@ class RobomimicFile:
         self._sources(name)
         return Demo(name, np.concatenate(list(obs.values()), axis=1), actions, rewards)
 
+    @_guarded
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of the images, all cameras side by side along C; of the first demonstration."""
         shapes = [self._image(self._names[0], camera).shape for camera in self.cameras or ()]
@@ -151,20 +167,21 @@ class RobomimicFile:
 
     def frames(self, name: str, piece: int = PIECE) -> Iterator[np.ndarray]:
         """Images of one demonstration, ``(n, C, H, W)`` uint8 with n at most ``piece``, so that memory stays small."""
-        sources, length = self._sources(name), len(self._dataset(name, "actions"))
-        for start in range(0, length, piece):
-            rows = slice(start, start + piece)
-            parts = [
-                self._array(source, self._where(name, f"obs/{camera}{_IMAGE}"), rows)
-                for camera, source in sources.items()
-            ]
-            yield np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2))
+        with reading(self.path):
+            sources, length = self._sources(name), len(self._dataset(name, "actions"))
+            for start in range(0, length, piece):
+                parts = [
+                    rows(source, self._where(name, f"obs/{camera}{_IMAGE}"), slice(start, start + piece))
+                    for camera, source in sources.items()
+                ]
+                yield np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2))
 
+    @_guarded
     def physics(self, name: str) -> tuple[np.ndarray, str | None]:
         """MuJoCo's states ``(T, 1 + nq + nv)`` (time, qpos, qvel before each action), and the episode's MJCF if kept."""
         states = self._numbers(name, "states", (len(self._dataset(name, "actions")), None))
         model = self._group(name).attrs.get("model_file")
-        return states, None if model is None else _text(model)
+        return states, None if model is None else text(model)
 
     # ------------------------------------------------------------------------------------------------- checks
 
@@ -172,11 +189,11 @@ class RobomimicFile:
         env_args = self._data.attrs.get("env_args")
         if env_args is None:
             raise DatasetError(
-                f"{self.path}: data has no attribute env_args; it has {_listed(self._data.attrs)}. Robosuite's own "
+                f"{self.path}: data has no attribute env_args; it has {listed(self._data.attrs)}. Robosuite's own "
                 "recordings become robomimic's with its convert_robosuite.py"
             )
         try:
-            return check_env_args(_text(env_args), f"{self.path}: env_args", task)
+            return check_env_args(text(env_args), f"{self.path}: env_args", task)
         except EnvError as error:
             raise DatasetError(str(error)) from error
 
@@ -204,7 +221,7 @@ class RobomimicFile:
         return f"{self.path}: data/{name}/{key}"
 
     def _group(self, name: str) -> h5py.Group:
-        group = self._data.get(name)
+        group = member(self._data, name)
         if not isinstance(group, h5py.Group):
             raise DatasetError(f"{self.path}: data/{name}: expected a group, found {group!r}")
         return group
@@ -212,17 +229,16 @@ class RobomimicFile:
     def _dataset(self, name: str, key: str) -> h5py.Dataset:
         group = self._group(name)
         folder, _, leaf = key.rpartition("/")
-        if folder and not isinstance(group.get(folder), h5py.Group):
-            raise DatasetError(f"{self._where(name, folder)} is missing (it has {_listed(group)}): {_RAW}")
-        parent = group[folder] if folder else group
+        if folder and not isinstance(member(group, folder), h5py.Group):
+            raise DatasetError(f"{self._where(name, folder)} is missing (it has {listed(group)}): {_RAW}")
+        parent = member(group, folder) if folder else group
         for other in OTHER_NAMES.get(leaf, (leaf,)):
-            if isinstance(parent.get(other), h5py.Dataset):
-                if not parent[other].shape:
-                    break
-                return parent[other]
+            found = member(parent, other)
+            if isinstance(found, h5py.Dataset) and found.shape:
+                return found
         hint = f". {_RAW}" if leaf.endswith(_IMAGE) else ""
         raise DatasetError(
-            f"{self._where(name, key)} is missing; {folder or 'the demonstration'} has {_listed(parent)}{hint}"
+            f"{self._where(name, key)} is missing; {folder or 'the demonstration'} has {listed(parent)}{hint}"
         )
 
     def _sources(self, name: str) -> dict[str, h5py.Dataset]:
@@ -247,27 +263,4 @@ class RobomimicFile:
 
     def _numbers(self, name: str, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """The dataset as float64, of ``shape`` (None: any length) and finite."""
-        source, where = self._dataset(name, key), self._where(name, key)
-        fits = source.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, source.shape))
-        if not fits or source.dtype.kind not in "fiub":
-            wanted = ", ".join("any" if n is None else str(n) for n in shape)
-            raise DatasetError(f"{where}: expected numbers of shape ({wanted}), found {source.shape} {source.dtype}")
-        array = np.asarray(self._array(source, where), np.float64)
-        if not np.isfinite(array).all():
-            index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
-            raise DatasetError(f"{where}{index} is {array[tuple(index)]}; expected finite numbers")
-        return array
-
-    def _array(self, source: h5py.Dataset, where: str, rows: slice = slice(None)) -> np.ndarray:
-        try:
-            return source[rows] if source.shape else source[()]
-        except (OSError, RuntimeError, ValueError) as error:  # a compressed block that does not decompress
-            raise DatasetError(f"{where}: cannot be read ({error}); the file is damaged: download it again") from error
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(names)[:30]) or "nothing"
+        return numbers(self._dataset(name, key), self._where(name, key), shape)
