@@ -245,9 +245,9 @@ class ProcessVectorEnv:
 
     def _begin_next(self, slots: Iterable[int]) -> None:
         """Start the next episode in each of ``slots``, in this order, or leave them idle."""
-        requests = {}
-        for i in slots:
-            self._seeds[i] = self._links[i].seed = self._supply.next(i)
+        requests, slots = {}, list(slots)
+        for i, seed in zip(slots, self._supply.next(np.array(slots, np.int64)), strict=True):
+            self._seeds[i] = self._links[i].seed = int(seed)
             self._elapsed[i] = 0
             if self._seeds[i] >= 0:
                 requests[i] = {"do": "reset", "seed": int(self._seeds[i])}

@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from env.engine.family import Family
+from env.engine.generators import Generators
 from env.engine.library import SOLVED, TERMINATED, UNSTABLE
 from env.engine.pool import ChunkOutcome, Simulations, pose_of
 from env.engine.seeds import SeedSupply
@@ -108,6 +109,7 @@ class EngineVectorEnv:
         self._seeds, self._elapsed = np.full(n_envs, -1, np.int64), np.zeros(n_envs, np.int64)
         self._starts = np.zeros((n_envs, len(family.draw(np.random.default_rng(0)))))
         self._supply: SeedSupply | None = None
+        self._generators = Generators()
         self._traced: dict[int, list[np.ndarray]] = {}
         self._recordings: list[Recording] = []
 
@@ -270,22 +272,25 @@ class EngineVectorEnv:
 
     def _begin_next(self, slots: np.ndarray) -> None:
         """Start the next episode in each of ``slots``, or leave them idle."""
-        begun = []
-        for i in slots:
-            if i in self._traced and self._seeds[i] >= 0 and len(self._traced[i]) > 1:
+        traced = [i for i in map(int, slots) if i in self._traced] if self._traced else ()
+        for i in traced:
+            if self._seeds[i] >= 0 and len(self._traced[i]) > 1:
                 self._recordings.append(self._recording(i))
-            self._seeds[i] = self._supply.next(int(i))
-            self._elapsed[i] = 0
-            if self._seeds[i] < 0:
-                self.simulations.history[i] = 0.0
-            else:
-                self._starts[i] = self.family.draw(np.random.default_rng(int(self._seeds[i])))
-                begun.append(i)
-        self.simulations.begin(begun, self._starts[begun])
+        self._elapsed[slots] = 0
+        self._seeds[slots] = seeds = self._supply.next(slots)
+        going = seeds >= 0
+        if not going.all():
+            self.simulations.history[slots[~going]] = 0.0
+            slots, seeds = slots[going], seeds[going]
+        starts = np.empty((len(slots), self._starts.shape[1]))
+        for start, generator in zip(starts, self._generators.of(seeds), strict=True):
+            start[:] = self.family.draw(generator)
+        self._starts[slots] = starts
+        self.simulations.begin(slots, starts)
         if self._eyes:
-            self._eyes.begin(begun, self._starts[begun])
-        for i in begun:
-            if i in self._traced:
+            self._eyes.begin(slots, starts)
+        for i in traced:
+            if self._seeds[i] >= 0:
                 self._traced[i] = [self.render_state(i)]
 
     def _simulate(self, slots: np.ndarray, actions: np.ndarray, limits: np.ndarray, traced: np.ndarray) -> ChunkOutcome:

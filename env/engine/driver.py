@@ -22,11 +22,13 @@ from env.engine.library import (
     TERMINATED,
     UNSTABLE,
     WARNING,
+    call_begin,
     call_control,
     call_observe,
     compiled,
     floats,
     int32s,
+    mj_reset_data,
     mj_step,
     take_next,
 )
@@ -141,6 +143,25 @@ def replay_controls(handles, controls):
     for i in range(len(controls)):
         view[:] = controls[i]
         mj_step(handles[MODEL], handles[DATA])
+
+
+@compiled(
+    "void(int64[::1], int64, int64[::1], int64[:,::1], float64[:,::1], int64[::1], float64[::1], float64[:,::1], "
+    "float64[:,:,::1])",
+    __file__,
+)
+def begin_episodes(slots, kernel, kernels, handles, memory, ids, facts, starts, history):
+    """Start an episode in each of ``slots``, by the begin kernel at address ``kernel``: from ``starts (K, S)`` to its
+    first observation. The rest as in ``run_chunks``.
+    """
+    last = history.shape[1] - 1
+    for k in range(len(slots)):
+        i = slots[k]
+        common = handles[i].ctypes.data, memory[i].ctypes.data, ids.ctypes.data, facts.ctypes.data
+        mj_reset_data(handles[i, MODEL], handles[i, DATA])
+        call_begin(kernel, common[0], common[1], common[2], common[3], starts[k].ctypes.data)
+        call_observe(kernels[1], common[0], common[1], common[2], common[3], history[i, last].ctypes.data)
+        history[i, :last] = history[i, last]
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64)", __file__)

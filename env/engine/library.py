@@ -7,6 +7,7 @@ through their address by the one generic driver (``driver.py``), and are compile
 * ``control_kernel``: ``int64 (handles, memory, ids, facts, action, reward)``, one control step of one simulation. It
   returns the sum of ``SOLVED`` and ``TERMINATED`` where they apply and writes one float to ``reward``.
 * ``observe_kernel``: ``void (handles, memory, ids, facts, obs)``, the full observation of one simulation.
+* ``begin_kernel``, where a family has one: ``void (handles, memory, ids, facts, start)``, what ``Family.begin`` does.
 
 ``handles`` are the addresses listed in ``HANDLES`` (index them with the constants of the same name), ``memory`` the
 simulation's own controller state, ``ids`` and ``facts`` the family's integers and floats (sizes, object ids; gains,
@@ -104,6 +105,8 @@ def _symbol(name: str, *arguments: types.Type) -> types.ExternalFunction:
 
 
 mj_step = _symbol("mj_step", _address, _address)
+mj_forward = _symbol("mj_forward", _address, _address)
+mj_reset_data = _symbol("mj_resetData", _address, _address)
 mj_step1 = _symbol("mj_step1", _address, _address)
 mj_step2 = _symbol("mj_step2", _address, _address)
 mj_full_m = _symbol("mj_fullM", _address, _address, _address)
@@ -260,6 +263,9 @@ def call_observe(typing_context: Any, kernel: Any, handles: Any, memory: Any, id
     return types.void(*[types.int64] * 6), _caller(5, types.void)
 
 
+call_begin = call_observe  # one signature
+
+
 # --------------------------------------------------------------------------------------------------- compilation
 
 
@@ -351,3 +357,6 @@ def observe_kernel(file: str) -> Callable[[Callable[..., Any]], int]:
     caller's ``__file__``.
     """
     return _c_kernel("void(int64, int64, int64, int64, int64)", file)
+
+
+begin_kernel = observe_kernel  # one signature

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
-from env.engine.driver import observe_one, run_chunks
+from env.engine.driver import begin_episodes, observe_one, run_chunks
 from env.engine.family import Family, observation_dim
 from env.engine.library import N_HANDLES, SOLVED, TERMINATED, check_versions, handles_of
 from env.errors import EnvError
@@ -77,17 +77,24 @@ class Simulations:
         self._kernels = np.array(
             [family.control_kernel, family.observe_kernel, family.model.nq, family.model.nv, ends], np.int64
         )
+        self._begin_kernel = getattr(family, "begin_kernel", 0)
         self._observe_arguments = [self._addresses(i) for i in range(n)]
 
-    def begin(self, slots: Iterable[int], starts: np.ndarray) -> None:
+    def begin(self, slots: Sequence[int], starts: np.ndarray) -> None:
         """Start an episode in each of ``slots``: ``starts[k]`` is the k-th one's draw."""
+        if self._begin_kernel:
+            begin_episodes(
+                _own(slots, np.int64), self._begin_kernel, self._kernels, self._handles, self.memory, self._ids,
+                self._facts, _own(starts, np.float64), self.history,
+            )  # fmt: skip
+            return
 
         def one(i: int, start: np.ndarray) -> None:
             self._reset(i, start)
             self.family.begin(self.models[i], self.data[i], start, self.memory[i])
             self.observe(i)
 
-        self._each(one, list(slots), starts)
+        self._each(one, slots, starts)
 
     def observe(self, i: int) -> None:
         """Fill simulation ``i``'s history with its present observation."""

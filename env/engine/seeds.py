@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from env.engine.generators import episode_seeds
 from env.errors import EnvError
-from env.protocol import episode_seed
 
 
 class SeedSupply:
-    """Hands out the seeds of episodes, slot by slot; ``next(slot)`` is -1 when none is left."""
+    """Hands out the seeds of episodes, slot by slot."""
 
     def __init__(self, seed: int | Sequence[int], n_envs: int) -> None:
         self._endless = isinstance(seed, (int, np.integer))
@@ -22,15 +22,20 @@ class SeedSupply:
         self._counts = np.zeros(n_envs, np.int64)  # episodes each slot has begun (endless)
         self._used = 0  # seeds handed out (list)
 
-    def next(self, slot: int) -> int:
-        """Seed of the slot's next episode, or -1."""
+    def next(self, slots: np.ndarray) -> np.ndarray:
+        """Seeds of the next episodes of ``slots (K,)``, different ones, in this order: (K,) int64, -1 where none is
+        left.
+        """
+        seeds = np.full(len(slots), -1, np.int64)
         if self._endless:
-            self._counts[slot] += 1
-            return episode_seed(int(self._seeds[0]), slot, int(self._counts[slot]) - 1)
-        if self._used == len(self._seeds):
-            return -1
-        self._used += 1
-        return int(self._seeds[self._used - 1])
+            episodes = self._counts[slots]
+            self._counts[slots] = episodes + 1
+            episode_seeds(int(self._seeds[0]), slots, episodes, seeds)
+        else:
+            left = self._seeds[self._used : self._used + len(slots)]
+            seeds[: len(left)] = left
+            self._used += len(left)
+        return seeds
 
     def state_dict(self) -> dict[str, Any]:
         """Numpy arrays and ints."""

@@ -34,9 +34,11 @@ from env.engine.library import (
     QPOS,
     QVEL,
     TERMINATED,
+    begin_kernel,
     control_kernel,
     floats,
     integers,
+    mj_forward,
     mj_step,
     observe_kernel,
 )
@@ -84,6 +86,16 @@ def _observe(handles, memory, ids, facts, obs):
         out[n - 1 + i] = min(max(qvel[i], -limit), limit)
 
 
+@begin_kernel(__file__)
+def _begin(handles, memory, ids, facts, start):
+    h, n = integers(handles, N_HANDLES), integers(ids, N_IDS)[NV]
+    qpos, qvel, noise = floats(h[QPOS], n), floats(h[QVEL], n), floats(start, 2 * n)
+    for i in range(n):
+        qpos[i] += noise[i]
+        qvel[i] += noise[n + i]
+    mj_forward(h[MODEL], h[DATA])
+
+
 @dataclass(frozen=True)
 class Body:
     """What Gymnasium says of one robot; ranges are open intervals."""
@@ -124,7 +136,7 @@ class Locomotion(Family):
         MissingSimulatorError: Gymnasium's model is not where its package keeps it.
     """
 
-    control_kernel, observe_kernel = _control, _observe
+    control_kernel, observe_kernel, begin_kernel = _control, _observe, _begin
     solvable: ClassVar[bool] = False  # what counts is the return
     camera: ClassVar[str] = "track"  # for videos, as the following
     visual_geoms: ClassVar[tuple[int, ...]] = (0,)
@@ -151,15 +163,9 @@ class Locomotion(Family):
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Noise on coordinates and velocities (2 nv,), in Gymnasium's order from Gymnasium's generator."""
         scale, n = self._body.reset_noise, self.model.nv
-        qpos = rng.uniform(-scale, scale, n)
-        qvel = scale * rng.standard_normal(n) if self._body.normal_velocities else rng.uniform(-scale, scale, n)
-        return np.concatenate([qpos, qvel])
-
-    def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
-        """See ``Family.begin``."""
-        data.qpos += start[: model.nv]
-        data.qvel += start[model.nv :]
-        mujoco.mj_forward(model, data)
+        if self._body.normal_velocities:
+            return np.concatenate([rng.uniform(-scale, scale, n), scale * rng.standard_normal(n)])
+        return rng.uniform(-scale, scale, 2 * n)
 
     def render_model(self) -> mujoco.MjModel:
         """See ``Family.render_model``: nothing is hidden."""
