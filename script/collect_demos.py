@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from agent.dataset.demos import save_demos  # noqa: E402
+from agent.download import forget  # noqa: E402
 from agent.errors import DatasetError, UsageError  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
 from agent.metrics import wilson_interval  # noqa: E402
@@ -259,6 +260,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError("--episodes, --steps, --n-envs and --image-size must be at least 1, --noise at least 0")
         if target.exists() and not args.overwrite:
             raise UsageError(f"{target} exists; --overwrite replaces it, --out writes elsewhere")
+        for name in ("train.npz", "normalization.npz"):
+            forget(target.with_name(name))  # what stood there may have been downloaded
         if args.task in MEDIUM:
             policy_rollouts(args)
             return

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from agent import checkpoint, images
-from agent.download import ensure
+from agent.download import ensure, recorded
+from agent.download import find as find_published
 from agent.errors import CheckpointError
 from env.normalizer import Normalizer
+
+log = logging.getLogger(__name__)
 
 SCRATCH = "scratch"  # base_policy_path of a run that starts from random weights
 FITTING = ("obs_dim", "action_dim", "horizon_steps", "denoising_steps", "cond_steps", "img_cond_steps")
@@ -68,4 +72,10 @@ def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
             "normalization_path: no checkpoint brings a normaliser, so a file of the demonstrations' (or of measured) bounds is needed"
         )
     ensure(cfg.normalization_path)
+    if cfg.base_policy_path and find_published(cfg.base_policy_path) and recorded(Path(cfg.normalization_path)) is None:
+        log.warning(
+            "%s was not downloaded by this project: a published checkpoint works with the published statistics only, not with those "
+            "of other demonstrations",
+            cfg.normalization_path,
+        )
     return Normalizer.load(cfg.normalization_path)

@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif fault in ("page", "plain_page"):
                 self._answer(200, PAGE, **{"Content-Type": "text/html" if fault == "page" else "application/zip"})
             elif fault == "silent":
-                server.over.wait(2)
+                server.over.wait(9)
             else:
                 self._file(content, fault, number)
 
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         until = min(number, len(body)) if fault in ("cut", "stall", "drip") else len(body)
         self.wfile.write(body[:until])
         if fault == "stall":
-            self.server_of.over.wait(2)
+            self.server_of.over.wait(9)
         for k in range(until, len(body)) if fault == "drip" else ():
             self.wfile.write(body[k : k + 1])
             if self.server_of.over.wait(0.02):

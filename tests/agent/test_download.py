@@ -6,9 +6,13 @@ import hashlib
 import io
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +31,7 @@ from tests.agent.faulty_server import FAULTS, serve
 
 LIFT = "robomimic/lift/train.npz"
 STATE = "robomimic-pretrain/lift/lift_pre_diffusion_mlp_ta4_td20/2024-06-28_14-47-58/checkpoint/state_5000.pt"
+ROOT = Path(__file__).resolve().parents[2]
 HASTY = Patience(timeout_s=0.25, window_bytes=40, tries=4, progress_bytes=500, pause_s=0.0)
 
 
@@ -118,8 +123,8 @@ def test_each_file_has_a_page_and_an_alternative():
 # ---- bar 3: faults
 
 
-def check_one_run(server, folder, seed: int) -> str:
-    """One download through a few random faults; returns how it ended."""
+def check_one_run(server, folder, seed: int) -> int:
+    """One download through a few random faults; returns how often a partial file was gone on from."""
     rng = np.random.default_rng(seed)
     entry = find(LIFT if rng.random() < 0.5 else STATE)
     content, address = (npz(seed) if entry.target == LIFT else pt(seed)), f"/{entry.target}"
@@ -145,14 +150,16 @@ def check_one_run(server, folder, seed: int) -> str:
         assert found == content or not given
         assert recorded(path) == hashlib.sha256(found).hexdigest()
         assert sorted(os.listdir(path.parent)) == [path.name, f"{path.name}.sha256"]
-        return "whole"
+        return sum(bool(wanted) for wanted in server.ranges(address))
     raise AssertionError(f"seed {seed}: never came although the faults were over: {server.asked}")
 
 
 def test_a_hundred_downloads_through_random_faults(server, tmp_path):
+    resumed = 0
     for seed in range(100):
         server.asked.clear()
-        assert check_one_run(server, tmp_path, seed) == "whole"
+        resumed += check_one_run(server, tmp_path, seed)
+    assert resumed > 20
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -456,6 +463,24 @@ def test_two_at_once_fetch_once(server, tmp_path):
     assert leftovers(tmp_path) == ["train.npz", "train.npz.sha256"]
 
 
+def test_a_killed_process_leaves_a_part_that_the_next_one_goes_on_from(server, tmp_path):
+    path, address = tmp_path / LIFT, f"/{LIFT}"
+    content = npz(12)
+    server.files, server.faults = {address: content}, {address: [("stall", 801)]}
+    program = f"from agent.download import ensure; ensure({str(path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    part = path.with_name("train.npz.download")
+    until = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size == 801) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not path.exists() and part.stat().st_size == 801
+    ensure(path, HASTY)
+    assert path.read_bytes() == content and server.ranges(address) == ["", "bytes=801-"]
+    assert leftovers(tmp_path) == ["train.npz", "train.npz.sha256"]  # neither the lock nor the part
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_said_and_not_left_full(server, tmp_path):
     path = tmp_path / LIFT
@@ -484,7 +509,7 @@ def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
 # ---- where runs ask
 
 
-def test_runs_fetch_what_they_need(tmp_path, monkeypatch):
+def test_runs_fetch_what_they_need(tmp_path, monkeypatch, caplog):
     mirror = tmp_path / "mirror"
     statistics = {"obs_min": -np.ones(5), "obs_max": np.ones(5), "action_min": -np.ones(3), "action_max": np.ones(3)}
     (mirror / "robomimic/lift").mkdir(parents=True)
@@ -505,6 +530,10 @@ def test_runs_fetch_what_they_need(tmp_path, monkeypatch):
         normalizer = _load_normalizer(cfg) if name == "a" else base_policy.normalizer_of({}, cfg)
         assert (normalizer.obs_dim, normalizer.action_dim) == (5, 3)
         assert base_policy.find(cfg).read_bytes() == pt(1)
+    assert not caplog.records
+    forget(tmp_path / "b/robomimic/lift/normalization.npz")
+    base_policy.normalizer_of({}, cfg)
+    assert "a published checkpoint works with the published statistics only" in caplog.text
 
 
 # ---- the command
