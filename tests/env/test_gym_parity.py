@@ -57,6 +57,24 @@ def test_a_thousand_steps_are_gymnasiums(body, version):
 
 
 @pytest.mark.parametrize(("body", "version"), TASKS)
+def test_looking_for_no_islands_changes_no_bit(body, version):
+    """Our model against Gymnasium's, in all that the next step depends on: falling, and on the ground."""
+    models = _venv(body, version).family.model, _theirs(body, version).model
+    assert models[0].ntree == 1
+    data, rng, touching = [mujoco.MjData(model) for model in models], np.random.default_rng(2), 0
+    states = np.zeros((2, mujoco.mj_stateSize(models[0], mujoco.mjtState.mjSTATE_INTEGRATION)))
+    for _ in range(2000):
+        control = rng.uniform(-1, 1, models[0].nu)
+        for model, one, state in zip(models, data, states, strict=True):
+            one.ctrl[:] = control
+            mujoco.mj_step(model, one)
+            mujoco.mj_getState(model, one, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        np.testing.assert_array_equal(*states)
+        touching += data[0].ncon > 1
+    assert touching > 500
+
+
+@pytest.mark.parametrize(("body", "version"), TASKS)
 def test_episodes_in_chunks_are_gymnasiums(body, version):
     """Seeds, reset noise, summed rewards, final and first observations, ends wherever they fall in a chunk."""
     limit, act_steps, n = 53, 7, 3
