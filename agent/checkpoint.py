@@ -22,7 +22,6 @@ import os
 import platform
 import random
 import subprocess
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,10 +32,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from agent import policy_weights as policy_weights_of
+from agent import portable
 from agent.agent import build
 from agent.errors import CheckpointError
 from agent.files import atomic_write
 from agent.images import of_checkpoint
+from agent.torch_file import read_torch_file
 from env.normalizer import Normalizer
 from model.common.modules import strict_load
 from model.types import StateDictError
@@ -87,36 +89,30 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             this code.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if portable.is_folder(path):
+        payload = portable.read_folder(path)
+    elif path.is_file():
+        payload = read_torch_file(path)
+    else:
         raise CheckpointError(f"{path}: no such checkpoint. {_folder_content(path)}")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: damaged (cut short?) or not a checkpoint: expected a torch zip file. Use an older checkpoint or "
-            "copy it again"
-        )
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make torch.load raise almost anything
-        raise CheckpointError(
-            f"{path}: damaged, or holds Python objects that are refused because they could run code "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
-        ) from error
     if not isinstance(payload, dict) or not _is_state_dict(payload.get("model")):
         found = sorted(map(str, payload)) if isinstance(payload, dict) else type(payload).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of this project: expected a dict with 'model' (weights by name), found {found}"
         )
-    if not is_published(payload) and (payload["format"] != FORMAT or payload.get("kind") not in KINDS):
+    if payload.get("ema") is not None and not _is_state_dict(payload["ema"]):
+        raise CheckpointError(f"{path}: 'ema': expected weights by name, found {type(payload['ema']).__name__}")
+    if is_published(payload):
+        return {**payload, "kind": "pretrain" if _is_pretrained(payload["model"]) else "finetune"}
+    version = payload.get("format_version", 0)
+    if payload["format"] != FORMAT or payload.get("kind") not in KINDS or not isinstance(version, int):
         raise CheckpointError(
-            f"{path}: format {payload['format']!r}, kind {payload.get('kind')!r}; expected {FORMAT!r} and one of "
-            f"{KINDS}"
+            f"{path}: format {payload['format']!r}, kind {payload.get('kind')!r}, version {version!r}; expected "
+            f"{FORMAT!r}, one of {KINDS} and a whole number"
         )
-    if not is_published(payload):
-        _check_sums(path)
-    if payload.get("format_version", 0) > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {payload['format_version']}, but this code knows versions up to "
-            f"{FORMAT_VERSION}. Update the code"
+            f"{path}: format version {version}, but this code knows versions up to {FORMAT_VERSION}. Update the code"
         )
     return payload
 
@@ -132,16 +128,24 @@ def weights(payload: Mapping[str, Any], prefer_ema: bool = True) -> dict[str, to
 
 
 def load_policy(
-    path: str | os.PathLike[str], config: Mapping[str, Any] | None = None, device: str = "cpu"
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    policy_weights: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Rebuild the policy of a checkpoint: averaged weights of a pre-training run, base and tuned weights of a
     fine-tuning run.
 
     Args:
-        path: our checkpoint, or a published one together with its ``config``.
-        config: configuration with a ``model`` section; None takes the checkpoint's own, from which only the project's
-            own ``model`` classes are built (a file from elsewhere must not choose what runs).
+        path: our checkpoint, an exported folder, or a published checkpoint.
+        config: configuration with a ``model`` section, ours or a published one; None takes the checkpoint's own, or the
+            one that a published run left beside it (``.hydra/config.yaml``), from which only the project's own ``model``
+            classes are built (a file from elsewhere must not choose what runs).
         device: where the policy goes.
+        policy_weights: which weights, of ``agent.policy_weights.CHOICES``: ``base`` is the policy that a fine-tuning run
+            started from, ``model`` a pre-training run's weights without averaging.
+        overrides: settings that replace those of the configuration's ``model`` section.
 
     Returns:
         The policy in evaluation mode, with three more attributes: ``normalizer`` (``env.normalizer.Normalizer`` or
@@ -151,28 +155,31 @@ def load_policy(
         CheckpointError: as ``load``; no configuration; or weights that do not fit it, with the first key that differs.
     """
     payload = load(path)
-    if config is None:
-        config = payload.get("config")
+    if config is not None:
+        config = policy_weights_of.plain_config(config)
+    else:
+        config = payload.get("config") or policy_weights_of.config_beside(Path(path).expanduser())
         if not config:
             raise CheckpointError(
                 f"{path}: a published checkpoint carries no configuration; give the one it was trained with "
-                "(config=...)"
+                "(config=...), or put it beside, as .hydra/config.yaml of its run directory"
             )
         _check_trusted(config.get("model"), f"{path}: config.model")
     if "model" not in config:
         raise CheckpointError(f"{path}: expected a configuration with a section 'model', found {sorted(config)}")
+    if overrides:
+        config = {**config, "model": {**config["model"], **overrides}}
+    node, state = policy_weights_of.fit(config["model"], config, payload, policy_weights, str(path))
     with torch.random.fork_rng(
         devices=[]
     ):  # the initial weights are thrown away: loading must not shift anybody's random numbers
-        policy = build(config["model"])
-    state = weights(payload)
+        policy = build(node)
     try:
         strict_load(policy, state, str(path))
     except StateDictError as error:
-        hint = ""
-        if any(key.startswith("actor_ft.") for key in state) and not hasattr(policy, "actor_ft"):
-            hint = ". A fine-tuned checkpoint: model._target_ must be its PPO class, which holds base and tuned weights"
-        raise CheckpointError(f"{error}{hint}") from error
+        raise CheckpointError(str(error)) from error
+    if policy_weights == "base":
+        policy_weights_of.base_everywhere(policy)
     policy.normalizer = normalizer(payload)
     policy.config, policy.images = config, of_checkpoint(payload)
     return policy.to(device).eval()
@@ -285,18 +292,20 @@ def _check_trusted(node: Any, where: str) -> None:
         )
 
 
-def _check_sums(path: Path) -> None:
-    """Torch reads weights without looking at the archive's checksums: a flipped bit would become a wrong weight."""
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
-    if broken is not None:
-        raise CheckpointError(
-            f"{path}: damaged ({broken} does not match its checksum). Use an older checkpoint or copy it again"
-        )
-
-
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, torch.Tensor) for item in value.values())
+    """Names and ordinary (dense) tensors, at least one."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(
+            isinstance(key, str) and isinstance(item, torch.Tensor) and item.layout is torch.strided
+            for key, item in value.items()
+        )
+    )
+
+
+def _is_pretrained(state: Mapping[str, torch.Tensor]) -> bool:
+    return all(key.startswith("network.") for key in state)
 
 
 def _folder_content(path: Path) -> str:

@@ -189,6 +189,7 @@ STAGES: dict[str, Section] = {
     "eval": {
         "env": _ENV,
         "base_policy_path": _optional(str),
+        "policy_weights": _optional(str),
         "n_episodes": int,
         "eval_seed": int,
         "deterministic": bool,
@@ -238,9 +239,9 @@ def validate(cfg: DictConfig) -> None:
     stage = plain.get("stage")
     if stage not in STAGES:
         raise UsageError(f"stage: expected one of {sorted(STAGES)}, found {stage!r}")
-    _check_section(plain, {**COMMON, **STAGES[stage]}, "")
+    check_section(plain, {**COMMON, **STAGES[stage]}, "")
     if plain.get("wandb") is not None:
-        _check_section(plain["wandb"], _WANDB, "wandb")
+        check_section(plain["wandb"], _WANDB, "wandb")
     for path, node in _targets(plain, ""):
         if path:
             _check_signature(node, path)
@@ -254,7 +255,8 @@ def validate(cfg: DictConfig) -> None:
         )
 
 
-def _check_section(node: Mapping[str, Any], schema: Section, path: str) -> None:
+def check_section(node: Mapping[str, Any], schema: Section, path: str) -> None:
+    """Raise ``UsageError`` unless every key of ``node`` is in ``schema``, and every value of the type it has there."""
     for key, value in node.items():
         here = f"{path}.{key}" if path else key
         if key not in schema:
@@ -263,7 +265,7 @@ def _check_section(node: Mapping[str, Any], schema: Section, path: str) -> None:
         if isinstance(expected, dict):
             if not isinstance(value, dict):
                 raise UsageError(f"{here}: expected a section with {', '.join(expected)}, found {value!r}")
-            _check_section(value, expected, here)
+            check_section(value, expected, here)
         elif not _is(value, expected):
             raise UsageError(f"{here}: expected {_type_names(expected)}, found {value!r}")
 

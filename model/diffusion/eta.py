@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.common.mlp import MLP
 from model.types import Obs
 
-_LOGIT_LIMIT = 6.0  # tanh(6) = 1 - 1e-5: indistinguishable from the bound, yet with a slope that an optimiser can use
+LOGIT_LIMIT = 6.0  # tanh(6) = 1 - 1e-5: indistinguishable from the bound, yet with a slope that an optimiser can use
 
 
 class _LogitEta(nn.Module):
@@ -37,23 +37,23 @@ class _LogitEta(nn.Module):
         width = max_eta - min_eta
         unit = 0.0 if width == 0 else 2 * (base_eta - min_eta) / width - 1
         # a rounded quotient can exceed 1 by one unit in the last place
-        logit = math.copysign(_LOGIT_LIMIT, unit) if abs(unit) >= math.tanh(_LOGIT_LIMIT) else math.atanh(unit)
+        logit = math.copysign(LOGIT_LIMIT, unit) if abs(unit) >= math.tanh(LOGIT_LIMIT) else math.atanh(unit)
         self.eta_logit = nn.Parameter(torch.full(() if n is None else (n,), logit))
         self.min_eta = min_eta
         self.max_eta = max_eta
 
     def level(self) -> Tensor:
         """The noise level, with the shape of the logit."""
-        clamped = self.eta_logit + (self.eta_logit.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT) - self.eta_logit).detach()
+        clamped = self.eta_logit + (self.eta_logit.clamp(-LOGIT_LIMIT, LOGIT_LIMIT) - self.eta_logit).detach()
         smooth = (torch.tanh(clamped) + 1) / 2 * (self.max_eta - self.min_eta) + self.min_eta
-        exact = torch.where(self.eta_logit >= _LOGIT_LIMIT, self.max_eta, smooth.detach())
-        exact = torch.where(self.eta_logit <= -_LOGIT_LIMIT, self.min_eta, exact)
+        exact = torch.where(self.eta_logit >= LOGIT_LIMIT, self.max_eta, smooth.detach())
+        exact = torch.where(self.eta_logit <= -LOGIT_LIMIT, self.min_eta, exact)
         return smooth + (exact - smooth.detach())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
         key = prefix + "eta_logit"
         if key in state_dict:
-            state_dict[key] = torch.nan_to_num(state_dict[key], posinf=_LOGIT_LIMIT, neginf=-_LOGIT_LIMIT)
+            state_dict[key] = torch.nan_to_num(state_dict[key], posinf=LOGIT_LIMIT, neginf=-LOGIT_LIMIT)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
