@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from agent.dataset.d3il_files import find_demos, read_demo  # noqa: E402
+from agent.dataset.demonstrations import published_range  # noqa: E402
 from agent.dataset.demos import read_demos, save_demos  # noqa: E402
 from agent.errors import DatasetError, UsageError  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
@@ -120,11 +121,7 @@ def chosen(found: Sequence[Course], args: argparse.Namespace, rng: np.random.Gen
 
 def statistics(kept: Sequence[Course], tight: bool) -> Normalizer:
     """Ranges of everything kept, training and validation."""
-    columns = []
-    for array in (np.concatenate([c.states for c in kept]), np.concatenate([c.actions for c in kept])):
-        low, high = array.min(axis=0), array.max(axis=0)
-        columns.append(np.stack([low, high] if tight else [np.minimum(low, 0.0), np.maximum(high, 0.0)]))
-    return Normalizer.fit(*columns)
+    return published_range(np.concatenate([c.states for c in kept]), np.concatenate([c.actions for c in kept]), tight)
 
 
 def write(path: Path, kept: Sequence[Course], scale: Normalizer) -> None:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from agent.dataset.demonstrations import published_range  # noqa: E402
 from agent.dataset.demos import save_demos  # noqa: E402
 from agent.dataset.image_stream import save_demos_streamed  # noqa: E402
 from agent.dataset.robomimic_hdf5 import Demo, RobomimicFile  # noqa: E402
@@ -87,12 +88,8 @@ def read_all(file: RobomimicFile, names: Sequence[str]) -> list[Demo]:
 
 def statistics(demos: Sequence[Demo], tight: bool = False) -> Normalizer:
     """Per-column range over all demonstrations, training and validation; 0 is part of it unless ``tight``."""
-    columns = []
-    for kind in ("states", "actions"):
-        low = np.min([getattr(d, kind).min(axis=0) for d in demos], axis=0)
-        high = np.max([getattr(d, kind).max(axis=0) for d in demos], axis=0)
-        columns.append(np.stack([low, high] if tight else [np.minimum(low, 0.0), np.maximum(high, 0.0)]))
-    return Normalizer.fit(*columns)
+    states, actions = (np.concatenate([getattr(d, kind) for d in demos]) for kind in ("states", "actions"))
+    return published_range(states, actions, tight)
 
 
 def split(n: int, val_split: float, seed: int) -> tuple[list[int], list[int]]:

@@ -37,11 +37,11 @@ _SMALLER = (
 
 
 def read_demos(
-    path: str | os.PathLike[str], use_img: bool = False, max_n_episodes: int | None = None
+    path: str | os.PathLike[str], use_img: bool = False, max_n_episodes: int | None = None, normalized: bool = True
 ) -> dict[str, np.ndarray]:
     """The arrays of a demonstration file, checked. Images come only with ``use_img``, and of those only what the first
     ``max_n_episodes`` trajectories need: a read-only ``np.memmap`` where the file has them uncompressed, else read once,
-    straight into the array that is returned.
+    straight into the array that is returned. ``normalized=False`` also lets through values beyond [-1, 1].
 
     Raises:
         DatasetError: absent, a pickle, damaged, an array missing or of a wrong shape, values that are not finite or
@@ -62,7 +62,7 @@ def read_demos(
             names = [name for name in ARRAYS if name in archive.names]
             preflight({name: archive.header(name).n_bytes for name in names}, _SMALLER)
             arrays = {name: archive.read(name) for name in names}
-            check_arrays(arrays, str(path))
+            check_arrays(arrays, str(path), normalized)
             return arrays | ({"images": _images(archive, arrays["traj_lengths"], max_n_episodes)} if use_img else {})
     except NpzError as error:
         raise DatasetError(f"{error}. {_CONVERT}" if "pickle" in str(error) else str(error)) from error
@@ -114,7 +114,7 @@ def save_demos(
         ) from error
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
+def check_arrays(arrays: Mapping[str, np.ndarray], where: str, normalized: bool = True) -> None:
     """Raise ``DatasetError`` for the first rule of the module docstring that ``arrays`` break; ``where`` names the
     file."""
     lengths = arrays["traj_lengths"]
@@ -140,7 +140,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
     for name in ("states", "actions", "rewards", "terminals"):
         if name in arrays and arrays[name].dtype.kind == "f":
             _check_finite(arrays[name], f"{where}: {name}")
-    for name in ("states", "actions"):
+    for name in ("states", "actions") if normalized else ():
         _check_range(arrays[name], f"{where}: {name}")
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,19 @@ class GymData:
         return np.concatenate([s for s, _ in parts]), np.concatenate([a for _, a in parts])
 
 
-def read_gym(path: str | os.PathLike[str], env_name: str | None = None) -> GymData:
+def read_gym(
+    path: str | os.PathLike[str],
+    env_name: str | None = None,
+    obs_keys: Sequence[str] = (),
+    any_robot: bool = False,
+) -> GymData:
     """Read a Minari or D4RL file, or the folder of a Minari data set.
 
     Args:
         env_name: which data these are (``hopper-medium-v2``); None: as the file or its name says.
+        obs_keys: of a Minari data set whose observations are a dictionary: which of them (``a/b`` within one another), side
+            by side; empty: all arrays, by name.
+        any_robot: also read data of robots other than ``DIMENSIONS``, of whatever dimensions.
 
     Raises:
         DatasetError: no such file, neither layout, a key missing, a wrong shape, NaN, ends in the middle of an episode,
@@ -83,8 +92,12 @@ def read_gym(path: str | os.PathLike[str], env_name: str | None = None) -> GymDa
             )
         about = _metadata(path, file) if minari else {}
         known, env_id = about.get("dataset_id") or path.stem, _env_id(about)
-        env_name, body = _named(path, env_name, str(known), env_id)
-        reader = _Reader(path, file, *DIMENSIONS[body])
+        if any_robot and _NAME.fullmatch(_plain(env_name or str(known))) is None:
+            env_name, dimensions = env_name or str(known), (None, None)
+        else:
+            env_name, body = _named(path, env_name, str(known), env_id)
+            dimensions = DIMENSIONS[body]
+        reader = _Reader(path, file, *dimensions, tuple(obs_keys))
         episodes, unfinished = reader.minari() if minari else reader.d4rl()
     if not episodes:
         raise DatasetError(f"{path}: no episode ends in it; expected at least one {_ENDS[minari]}")
@@ -95,10 +108,12 @@ _ENDS = {True: "termination or truncation", False: "terminal or timeout"}
 
 
 class _Reader:
-    """Checked access to one file of a robot with ``obs_dim`` observations and ``action_dim`` actions."""
+    """Checked access to one file of a robot with ``obs_dim`` observations and ``action_dim`` actions (None: any)."""
 
-    def __init__(self, path: Path, file: h5py.File, obs_dim: int, action_dim: int) -> None:
-        self._path, self._file, self._obs, self._action = path, file, obs_dim, action_dim
+    def __init__(
+        self, path: Path, file: h5py.File, obs_dim: int | None, action_dim: int | None, obs_keys: tuple[str, ...]
+    ) -> None:
+        self._path, self._file, self._obs, self._action, self._keys = path, file, obs_dim, action_dim, obs_keys
 
     def minari(self) -> tuple[list[Episode], list[tuple[np.ndarray, np.ndarray]]]:
         """Episodes in numeric order, and those that never ended."""
@@ -118,7 +133,7 @@ class _Reader:
                 raise DatasetError(
                     f"{self._path}: {name}/actions: expected {declared} rows (attribute total_steps; at least 1), found {length}"
                 )
-            states = self._numbers(group, "observations", (length + 1, self._obs))[:-1]
+            states = self._observations(group, length + 1)[:-1]
             rewards = self._numbers(group, "rewards", (length,))
             ends = [self._flags(group, key, length) for key in ("terminations", "truncations")]
             early = np.flatnonzero((ends[0] | ends[1])[:-1])
@@ -150,6 +165,15 @@ class _Reader:
             start = rows.stop
         return episodes, [(states[start:], actions[start:])] if start < len(states) else []
 
+    def _observations(self, group: h5py.Group, length: int) -> np.ndarray:
+        inside = member(group, "observations")
+        if not isinstance(inside, h5py.Group):
+            return self._numbers(group, "observations", (length, self._obs))
+        keys = self._keys or sorted(key for key in inside if isinstance(member(inside, key), h5py.Dataset))
+        if not keys:
+            raise DatasetError(f"{self._where(group, 'observations')}: no arrays in it; name some with --obs_keys")
+        return np.concatenate([self._numbers(group, f"observations/{key}", (length, None)) for key in keys], axis=1)
+
     def _numbers(self, group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """The data set ``key`` as float64, of ``shape`` (None: any length) and finite."""
         source, where = member(group, key), self._where(group, key)
@@ -165,6 +189,10 @@ class _Reader:
 
     def _where(self, group: h5py.Group, key: str) -> str:
         return f"{self._path}: {f'{group.name}/{key}'.strip('/')}"
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("mujoco/").lower()
 
 
 def _located(path: Path) -> Path:
@@ -203,7 +231,7 @@ def _named(path: Path, env_name: str | None, known: str, env_id: str | None) -> 
     """The data's name (``hopper-medium-v2``) and the robot's."""
     recorded = env_id.split("-")[0].lower() if env_id else None
     if env_name is None:
-        match = _NAME.fullmatch(known.removeprefix("mujoco/").lower())
+        match = _NAME.fullmatch(_plain(known))
         if match is None:
             raise UsageError(
                 f"--env_name: {path.name} does not say which data these are; expected something like hopper-medium-v2 "
