@@ -28,7 +28,7 @@ class Family(Protocol):
     facts: np.ndarray = np.array([STABLE_LIMIT])  # float64, for the kernels
     memory_size: int = 0  # float64 of controller state per simulation
     own_models: bool = False  # whether ``patch`` changes the model, so that each simulation needs a copy
-    begin_kernel: int = 0  # address, see ``library.begin_kernel``: instead of ``begin``, for episodes that are short
+    begin_kernel: int = 0  # address, see ``library.begin_kernel``: instead of ``begin`` (and ``patch``), for short episodes
 
     # Of videos and reports:
     solvable: ClassVar[bool] = True  # False: nothing is ever solved, what counts is the return
