@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,33 @@ def find(cfg: DictConfig) -> Path:
     )
     for path in candidates:
         payload = checkpoint.load(path)
-        config = payload.get("config") or {}
-        fits = all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None)
-        if fits and images.mismatch(images.of_checkpoint(payload), cfg) is None:
+        if _fits(payload.get("config") or {}, cfg) and images.mismatch(images.of_checkpoint(payload), cfg) is None:
             return path
-    method = "pre_diffusion_mlp_img" if images.wanted(cfg) else "pre_diffusion_mlp"
+    method = f"pre_{_kind(cfg)}_{cfg.get('network_name') or 'mlp'}"
     raise CheckpointError(
         f"base_policy_path: not given, and none of the {len(candidates)} pre-trained checkpoints under {folder} fits "
         f"({', '.join(f'{key}={cfg.get(key)}' for key in FITTING)}). Pre-train one first:\n"
         f"  python script/run.py --config-name={method} --config-dir=cfg/{cfg.benchmark}/pretrain/{trained}\n"
         f"or pass base_policy_path=<.../checkpoint/state_<n>.pt> ({SCRATCH}: start from random weights)"
     )
+
+
+def _fits(config: Mapping[str, Any], cfg: DictConfig) -> bool:
+    """Whether the policy that ``config`` trained is of the kind, with the network and of the sizes that ``cfg`` asks for."""
+    actor = cfg.model.get("actor")
+    return (
+        all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None)
+        and config.get("network_name") in (None, cfg.get("network_name"))
+        and ("denoising_steps" in config) == ("denoising_steps" in cfg)
+        and (actor is None or actor["_target_"] == config["model"]["network"]["_target_"])
+    )
+
+
+def _kind(cfg: DictConfig) -> str:
+    """What the name of the pre-training configuration says of the policy."""
+    if "denoising_steps" in cfg:
+        return "diffusion"
+    return "gmm" if "_gmm_" in cfg.name else "gaussian"
 
 
 def read_base(path: Path) -> dict[str, Any]:

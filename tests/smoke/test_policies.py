@@ -1,0 +1,143 @@
+"""Every kind of policy through the same loops: pre-training, PPO, evaluation, and the files between them, on the point mass."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from agent import checkpoint
+from agent.errors import CheckpointError
+from agent.eval.eval_agent import EvalAgent
+from agent.finetune import base_policy
+from agent.finetune.finetune import FinetuneAgent
+from agent.pretrain.pretrain import PretrainAgent
+from tests.agent import vision_runs
+from tests.smoke import runs
+
+UNET = ["{}.dim=8", "{}.n_groups=4"]
+MIXTURE = ["{}.mlp_dims=[31,31,31]", "{}.num_modes=3"]
+TRANSFORMER = ["{}.transformer_embed_dim=16", "{}.transformer_num_heads=2", "{}.transformer_num_layers=3"]
+POLICIES = {
+    "diffusion_unet": UNET,
+    "gmm_mlp": MIXTURE,
+    "gaussian_transformer": TRANSFORMER,
+    "gmm_transformer": [*TRANSFORMER, "{}.num_modes=3"],
+}
+PRE = [
+    "train.n_epochs=4",
+    "train.learning_rate=2e-3",
+    "ema.per=step",
+    "train.lr_scheduler.first_cycle_steps=5",
+    "train.lr_scheduler.warmup_steps=1",
+]
+TUNE = [
+    key for key in runs.FINETUNE if not key.startswith(("ft_den", "model.actor", "model.clip", "train.n_train_itr"))
+]
+
+
+def settings(kind: str, where: str) -> list[str]:
+    return [key.format(where) for key in POLICIES[kind]]
+
+
+def config(leaf: str, *overrides: str):
+    """A leaf turned to the point mass; who does not denoise has no ``denoising_steps``."""
+    task = runs.TASK if "diffusion" in leaf else [key for key in runs.TASK if "denoising" not in key]
+    with runs.initialize_config_dir(str(runs.ROOT / "cfg"), version_base="1.3"):
+        cfg = runs.compose(f"robomimic/{leaf}", overrides=[*task, *overrides])
+    runs.validate(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    runs.write_demonstrations(folder / "data" / "robomimic" / "point_mass")
+    return folder
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_pretraining_fine_tuning_and_evaluation(kind, folder):
+    data = f"data_root={folder / 'data'}"
+    pre = folder / "robomimic-pretrain" / f"point_mass_pre_{kind}" / "run"
+    network = settings(kind, "model.network")
+    PretrainAgent(
+        config(f"pretrain/lift/pre_{kind}", data, *PRE, *network, "train.batch_size=64", f"logdir={pre}")
+    ).run()
+    key = "train/diffusion loss" if "diffusion" in kind else "train/nll loss"
+    losses = [json.loads(line)[key] for line in (pre / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+    tuned = [*TUNE, *settings(kind, "model.actor"), "train.n_train_itr=2", "train.update_epochs=2", "env.n_envs=7"]
+    if "diffusion" in kind:
+        tuned.append("ft_denoising_steps=3")
+    cfg = config(f"finetune/lift/ft_ppo_{kind}", data, *tuned, f"log_root={folder}", f"logdir={folder / kind}")
+    assert base_policy.find(cfg) == pre / "checkpoint" / "state_4.pt"  # its own kind, whatever else was trained since
+    agent = FinetuneAgent(cfg)
+    base = {key: value.clone() for key, value in agent.policy.actor.state_dict().items()}
+    result = agent.run()
+    after = agent.policy.state_dict()
+    rows = [json.loads(line) for line in (folder / kind / "metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("self_check/max_abs_log_ratio", 0) for row in rows) < 1e-4
+    assert all(torch.equal(value, base[key]) for key, value in agent.policy.actor.state_dict().items())
+    moved = [key for key, value in base.items() if not torch.equal(after[f"actor_ft.{key}"], value)]
+    still = {key for key in base if key not in moved and ".norm2." not in key and "logvar_m" not in key}
+    assert moved and not still
+
+    name = "diffusion_unet" if "diffusion" in kind else "gaussian_mlp"
+    evaluation = config(
+        f"eval/lift/eval_{name}", data, "env.n_envs=7", "n_episodes=23", f"base_policy_path={result['checkpoint']}",
+        f"logdir={folder / kind / 'eval'}", "eval_seed=2000000",
+    )  # fmt: skip
+    assert EvalAgent(evaluation).run()["successes"] == result["after"]["successes"]
+
+
+def test_a_base_of_another_kind_is_not_taken(folder):
+    other = config("finetune/lift/ft_ppo_gaussian_mlp", f"log_root={folder}")
+    with pytest.raises(CheckpointError, match=r"none of the 4 .*\n.*--config-name=pre_gaussian_mlp "):
+        base_policy.find(other)
+
+
+def test_a_gaussian_policy_that_sees_is_cloned_and_tuned(tmp_path):
+    vision_runs.write_demonstrations(tmp_path / "data" / "robomimic" / "point_mass_img-img", episodes=40)
+    data, task = f"data_root={tmp_path / 'data'}", [key for key in vision_runs.TASK if "denoising" not in key]
+
+    def image_config(leaf: str, *overrides: str):
+        with runs.initialize_config_dir(str(runs.ROOT / "cfg"), version_base="1.3"):
+            cfg = runs.compose(f"robomimic/{leaf}", overrides=[*task, data, *overrides])
+        runs.validate(cfg)
+        return cfg
+
+    pre = image_config(
+        "pretrain/lift/pre_gaussian_mlp_img",
+        *PRE,
+        "train.batch_size=64",
+        *vision_runs.net("model.network"),
+        f"logdir={tmp_path / 'pre'}",
+    )
+    result = PretrainAgent(pre).run()
+    losses = [
+        json.loads(line)["train/nll loss"] for line in (tmp_path / "pre" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert losses[-1] < losses[0]
+    tuned = [
+        *TUNE,
+        *vision_runs.net("model.actor"),
+        *vision_runs.net("model.critic"),
+        "train.n_train_itr=2",
+        "env.n_envs=7",
+        "train.update_epochs=2",
+    ]
+    agent = FinetuneAgent(
+        image_config(
+            "finetune/lift/ft_ppo_gaussian_mlp_img",
+            *tuned,
+            f"base_policy_path={result['checkpoint']}",
+            f"logdir={tmp_path / 'ft'}",
+        )
+    )
+    before = agent.policy.actor.backbone.vit.pos_embed.clone()
+    assert agent.run()["iterations"] == 2
+    assert not torch.equal(agent.policy.actor_ft.backbone.vit.pos_embed, before)
+    assert checkpoint.load_policy(result["checkpoint"]).network.num_img == 1
