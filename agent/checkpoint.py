@@ -39,6 +39,7 @@ from agent.errors import CheckpointError
 from agent.files import atomic_write
 from agent.images import of_checkpoint
 from agent.torch_file import read_torch_file
+from env.errors import EnvError
 from env.normalizer import Normalizer
 from model.common.modules import strict_load
 from model.types import StateDictError
@@ -180,7 +181,10 @@ def load_policy(
         raise CheckpointError(str(error)) from error
     if policy_weights == "base":
         policy_weights_of.base_everywhere(policy)
-    policy.normalizer = normalizer(payload)
+    try:
+        policy.normalizer = normalizer(payload)
+    except EnvError as error:
+        raise CheckpointError(f"{path}: normalizer: {error}") from error
     policy.config, policy.images = config, of_checkpoint(payload)
     return policy.to(device).eval()
 

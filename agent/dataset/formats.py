@@ -28,6 +28,7 @@ from agent.dataset.other_pickles import read_pickle
 from agent.dataset.robomimic_hdf5 import RobomimicFile
 from agent.dataset.robomimic_like import is_known_task, read_generic, read_terminals, scale_of
 from agent.errors import DatasetError, UsageError
+from env.errors import EnvError
 from env.normalizer import Normalizer
 from env.npz import NpzError, NpzFile, read_into
 
@@ -109,7 +110,10 @@ def read_any(path: Path, wishes: Wishes = Wishes()) -> Demonstrations:
     strange = sorted(wishes.given() - understood - {"max_episodes"})
     if strange:
         raise UsageError(f"--{strange[0]}: means nothing for {kind} data ({path})")
-    demos = reader(path, wishes)
+    try:
+        demos = reader(path, wishes)
+    except EnvError as error:  # statistics of numbers that are too large, for instance
+        raise error if str(path) in str(error) else DatasetError(f"{path}: {error}") from error
     about = {"made_by": "script/convert_dataset.py", "source": path.name, "format": kind, **demos.about}
     return dataclasses.replace(demos, about=about)
 
