@@ -99,17 +99,7 @@ class Gaussian_VisionMLP(Vision, Deviation):  # noqa: N801 (published name)
     ``encode`` turns images into features, once per observation; ``forward`` takes either. Without ``fixed_std`` the deviation
     has a network of its own, ``mlp_logvar.*``, of one hidden layer.
 
-    Args:
-        backbone: images to tokens, shared by all cameras.
-        action_dim: ``Da``. horizon_steps: ``Ta``. cond_dim: ``To * Do``.
-        img_cond_steps: the last so many images are looked at.
-        spatial_emb: width of each camera's spatial embedding; 0: one linear layer on all tokens instead.
-        visual_feature_dim: its width.
-        dropout: of the visual features.
-        num_img: cameras.
-        augment: shift the images at random in the supervised loss, while training (never anywhere else).
-
-    The others as in ``Gaussian_MLP``; the mean is always squashed.
+    Arguments: of ``Vision``, and as in ``Gaussian_MLP``; the mean is always squashed.
     """
 
     def __init__(

@@ -77,30 +77,45 @@ class Transformer(nn.Module):
 
 
 class _TransformerPolicy(Deviation):
-    """What the two networks below share; parameters ``transformer.*``."""
+    """What the two networks below share; parameters ``transformer.*``.
+
+    Args:
+        action_dim: ``Da``. horizon_steps: ``Ta``. cond_dim: ``To * Do``.
+        transformer_embed_dim, transformer_num_heads, transformer_num_layers, transformer_activation, p_drop_emb, p_drop_attn: see
+            ``Transformer``.
+        fixed_std, learn_fixed_std: see ``Deviation``. std_min, std_max: bounds of a learned deviation.
+        num_modes: ``M``, of a mixture; None: the class's own number.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    own_modes = 1  # more: a mixture
 
     def __init__(
         self,
         action_dim: int,
         horizon_steps: int,
         cond_dim: int,
-        num_modes: int,
-        transformer_embed_dim: int,
-        transformer_num_heads: int,
-        transformer_num_layers: int,
-        transformer_activation: str,
-        p_drop_emb: float,
-        p_drop_attn: float,
-        fixed_std: float | None,
-        learn_fixed_std: bool,
-        std_min: float,
-        std_max: float,
+        transformer_embed_dim: int = 256,
+        transformer_num_heads: int = 8,
+        transformer_num_layers: int = 6,
+        transformer_activation: str = "gelu",
+        p_drop_emb: float = 0.0,
+        p_drop_attn: float = 0.0,
+        fixed_std: float | None = None,
+        learn_fixed_std: bool = False,
+        std_min: float = 0.01,
+        std_max: float = 1.0,
+        num_modes: int | None = None,
     ) -> None:
         super().__init__()
-        self._bound(action_dim, horizon_steps, fixed_std, learn_fixed_std, std_min, std_max, num_modes)
-        width = num_modes * action_dim
+        modes = self.own_modes if num_modes is None else num_modes
+        if self.own_modes == 1 and modes != 1:
+            raise ValueError(f"num_modes: {type(self).__name__} has one, found {modes}; take GMM_Transformer")
+        self._bound(action_dim, horizon_steps, fixed_std, learn_fixed_std, std_min, std_max, modes)
         self.transformer = Transformer(
-            width if fixed_std is not None else 2 * width,
+            modes * action_dim * (2 if fixed_std is None else 1),
             horizon_steps,
             cond_dim,
             transformer_num_layers,
@@ -110,6 +125,8 @@ class _TransformerPolicy(Deviation):
             p_drop_attn,
             transformer_activation,
         )
+        if self.own_modes > 1:
+            self.modes_head = nn.Linear(horizon_steps * transformer_embed_dim, modes)
 
     @property
     def hidden_layers(self) -> list[nn.Module]:
@@ -128,49 +145,7 @@ class Gaussian_Transformer(_TransformerPolicy):  # noqa: N801 (published name)
     """Mean and deviation of an action chunk from ``obs["state"] (B, To, Do)``.
 
     Without ``fixed_std`` the second half of every output is the step's log-variance.
-
-    Args:
-        action_dim: ``Da``. horizon_steps: ``Ta``. cond_dim: ``To * Do``.
-        transformer_embed_dim, transformer_num_heads, transformer_num_layers, transformer_activation, p_drop_emb, p_drop_attn: see
-            ``Transformer``.
-        fixed_std, learn_fixed_std: see ``Deviation``. std_min, std_max: bounds of a learned deviation.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
     """
-
-    def __init__(
-        self,
-        action_dim: int,
-        horizon_steps: int,
-        cond_dim: int,
-        transformer_embed_dim: int = 256,
-        transformer_num_heads: int = 8,
-        transformer_num_layers: int = 6,
-        transformer_activation: str = "gelu",
-        p_drop_emb: float = 0.0,
-        p_drop_attn: float = 0.0,
-        fixed_std: float | None = None,
-        learn_fixed_std: bool = False,
-        std_min: float = 0.01,
-        std_max: float = 1.0,
-    ) -> None:
-        super().__init__(
-            action_dim,
-            horizon_steps,
-            cond_dim,
-            1,
-            transformer_embed_dim,
-            transformer_num_heads,
-            transformer_num_layers,
-            transformer_activation,
-            p_drop_emb,
-            p_drop_attn,
-            fixed_std,
-            learn_fixed_std,
-            std_min,
-            std_max,
-        )
 
     def forward(self, cond: Obs) -> tuple[Tensor, Tensor]:
         """``cond["state"] (B, To, Do)`` to mean ``(B, Ta, Da)`` and standard deviation, broadcastable to it."""
@@ -179,54 +154,13 @@ class Gaussian_Transformer(_TransformerPolicy):  # noqa: N801 (published name)
 
 
 class GMM_Transformer(_TransformerPolicy):  # noqa: N801 (published name)
-    """``M`` Gaussian modes of an action chunk and their weights from ``obs["state"] (B, To, Do)``.
+    """``M`` Gaussian modes (five, if not said otherwise) of an action chunk and their weights from ``obs["state"] (B, To, Do)``.
 
     The weights come from all ``Ta`` tokens at once (``modes_head.*``). A learned ``logvar (M * Da)`` has one entry per mode and
     action dimension.
-
-    Args:
-        num_modes: ``M``.
-
-    The others as in ``Gaussian_Transformer``.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
     """
 
-    def __init__(
-        self,
-        action_dim: int,
-        horizon_steps: int,
-        cond_dim: int,
-        num_modes: int = 5,
-        transformer_embed_dim: int = 256,
-        transformer_num_heads: int = 8,
-        transformer_num_layers: int = 6,
-        transformer_activation: str = "gelu",
-        p_drop_emb: float = 0.0,
-        p_drop_attn: float = 0.0,
-        fixed_std: float | None = None,
-        learn_fixed_std: bool = False,
-        std_min: float = 0.01,
-        std_max: float = 1.0,
-    ) -> None:
-        super().__init__(
-            action_dim,
-            horizon_steps,
-            cond_dim,
-            num_modes,
-            transformer_embed_dim,
-            transformer_num_heads,
-            transformer_num_layers,
-            transformer_activation,
-            p_drop_emb,
-            p_drop_attn,
-            fixed_std,
-            learn_fixed_std,
-            std_min,
-            std_max,
-        )
-        self.modes_head = nn.Linear(horizon_steps * transformer_embed_dim, num_modes)
+    own_modes = 5
 
     def forward(self, cond: Obs) -> tuple[Tensor, Tensor, Tensor]:
         """``cond["state"] (B, To, Do)`` to means ``(B, M, Ta, Da)``, standard deviations, broadcastable to them, and the modes'

@@ -24,6 +24,15 @@ class Vision(nn.Module):
 
     Parameters as published: ``backbone.*``, one for all cameras, then ``compress.*`` for one camera, ``compress1.*`` and
     ``compress2.*`` (which starts as a copy) for two.
+
+    Args (of the constructors):
+        backbone: images to tokens, shared by all cameras.
+        img_cond_steps: the last so many images are looked at.
+        spatial_emb: width of each camera's spatial embedding; 0: one linear layer on all tokens instead.
+        visual_feature_dim: its width.
+        dropout: of the visual features.
+        num_img: cameras.
+        augment: shift the images at random in the supervised loss, while training (never anywhere else).
     """
 
     def _see(

@@ -114,17 +114,7 @@ class VisionDiffusionMLP(Vision, DiffusionMLP):
 
     ``encode`` turns images into features, once per observation; ``forward`` takes either.
 
-    Args:
-        backbone: images to tokens, shared by all cameras.
-        action_dim: ``Da``. horizon_steps: ``Ta``. cond_dim: ``To * Do``.
-        img_cond_steps: the last so many images are looked at.
-        spatial_emb: width of each camera's spatial embedding; 0: one linear layer on all tokens instead.
-        visual_feature_dim: its width.
-        dropout: of the visual features.
-        num_img: cameras.
-        augment: shift the images at random in the supervised loss, while training (never anywhere else).
-
-    The others as in ``DiffusionMLP``.
+    Arguments: of ``Vision``, and as in ``DiffusionMLP``.
     """
 
     def __init__(

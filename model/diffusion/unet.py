@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,26 @@ from model.diffusion.modules import TimeEmbedding
 from model.types import Obs, ShapeError
 
 
+class Block(NamedTuple):
+    """How every block of a UNet is made; explained in ``Unet1D``."""
+
+    kernel_size: int
+    n_groups: int | None
+    activation_type: str
+    cond_predict_scale: bool
+    groupnorm_eps: float
+
+
 class Conv1dBlock(nn.Module):
     """Convolution, [GroupNorm], activation: ``(B, C_in, T)`` to ``(B, C_out, T)``; parameters ``block.0.*``, ``block.2.*``."""
 
-    def __init__(
-        self, in_dim: int, out_dim: int, kernel_size: int, n_groups: int | None, activation_type: str, eps: float
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, made: Block) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["0"] = nn.Conv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2)
-        if n_groups is not None:
-            layers["2"] = nn.GroupNorm(n_groups, out_dim, eps=eps)
-        layers["4"] = activation(activation_type)
+        layers["0"] = nn.Conv1d(in_dim, out_dim, made.kernel_size, padding=made.kernel_size // 2)
+        if made.n_groups is not None:
+            layers["2"] = nn.GroupNorm(made.n_groups, out_dim, eps=made.groupnorm_eps)
+        layers["4"] = activation(made.activation_type)
         self.block = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,37 +55,23 @@ class ResidualBlock1D(nn.Module):
         in_dim, out_dim: channels; ``skip`` is a 1 x 1 convolution where they differ.
         cond_dim: width of ``c``.
         large_encoder: ``c`` goes through three linear layers, not an activation and one.
-
-    The others as in ``Unet1D``.
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        cond_dim: int,
-        kernel_size: int,
-        n_groups: int | None,
-        cond_predict_scale: bool,
-        large_encoder: bool,
-        activation_type: str,
-        groupnorm_eps: float,
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, cond_dim: int, large_encoder: bool, made: Block) -> None:
         super().__init__()
-        settings = (kernel_size, n_groups, activation_type, groupnorm_eps)
-        self.blocks = nn.ModuleList([Conv1dBlock(in_dim, out_dim, *settings), Conv1dBlock(out_dim, out_dim, *settings)])
-        self.cond_predict_scale = cond_predict_scale
-        width = 2 * out_dim if cond_predict_scale else out_dim
+        self.blocks = nn.ModuleList([Conv1dBlock(in_dim, out_dim, made), Conv1dBlock(out_dim, out_dim, made)])
+        self.cond_predict_scale = made.cond_predict_scale
+        width = 2 * out_dim if made.cond_predict_scale else out_dim
         if large_encoder:
             self.cond_encoder = nn.Sequential(
                 nn.Linear(cond_dim, width),
-                activation(activation_type),
+                activation(made.activation_type),
                 nn.Linear(width, width),
-                activation(activation_type),
+                activation(made.activation_type),
                 nn.Linear(width, width),
             )
         else:
-            self.cond_encoder = nn.Sequential(activation(activation_type), nn.Linear(cond_dim, width))
+            self.cond_encoder = nn.Sequential(activation(made.activation_type), nn.Linear(cond_dim, width))
         self.residual_conv = nn.Identity() if in_dim == out_dim else nn.Conv1d(in_dim, out_dim, 1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
@@ -136,20 +131,9 @@ class Unet1D(nn.Module):
         groupnorm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        made = Block(kernel_size, n_groups, activation_type, cond_predict_scale, groupnorm_eps)
         self._assemble(
-            action_dim,
-            cond_dim,
-            0,
-            diffusion_step_embed_dim,
-            dim,
-            dim_mults,
-            smaller_encoder,
-            cond_mlp_dims,
-            kernel_size,
-            n_groups,
-            activation_type,
-            cond_predict_scale,
-            groupnorm_eps,
+            action_dim, cond_dim, 0, diffusion_step_embed_dim, dim, dim_mults, smaller_encoder, cond_mlp_dims, made
         )
 
     def _assemble(
@@ -162,26 +146,21 @@ class Unet1D(nn.Module):
         dim_mults: Sequence[int],
         smaller_encoder: bool,
         cond_mlp_dims: Sequence[int] | None,
-        kernel_size: int,
-        n_groups: int | None,
-        activation_type: str,
-        cond_predict_scale: bool,
-        groupnorm_eps: float,
+        made: Block,
     ) -> None:
         """Make the layers; ``feature_dim`` columns of something else stand before the observation."""
-        _check(dim, dim_mults, kernel_size, n_groups)
+        _check(dim, dim_mults, made)
         self.action_dim, self.stride = action_dim, 2 ** (len(dim_mults) - 1)
         self.time_mlp = TimeEmbedding(time_dim, time_dim * 4)
         self.cond_mlp: ResidualMLP | None = None
         if cond_mlp_dims is not None:
-            self.cond_mlp = ResidualMLP([cond_dim, *cond_mlp_dims], activation_type=activation_type)
+            self.cond_mlp = ResidualMLP([cond_dim, *cond_mlp_dims], activation_type=made.activation_type)
             cond_dim = cond_mlp_dims[-1]
         context_dim, large = time_dim + feature_dim + cond_dim, cond_mlp_dims is None and not smaller_encoder
 
         def pair(in_dim: int, out_dim: int) -> list[nn.Module]:
             """The two blocks of a level."""
-            settings = (kernel_size, n_groups, cond_predict_scale, large, activation_type, groupnorm_eps)
-            return [ResidualBlock1D(n, out_dim, context_dim, *settings) for n in (in_dim, out_dim)]
+            return [ResidualBlock1D(n, out_dim, context_dim, large, made) for n in (in_dim, out_dim)]
 
         widths = [dim * m for m in dim_mults]
         self.mid_modules = nn.ModuleList(pair(widths[-1], widths[-1]))
@@ -193,9 +172,7 @@ class Unet1D(nn.Module):
         for width, skipped in reversed(list(itertools.pairwise(widths))):
             grow = _Resample(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1))
             self.up_modules.append(nn.ModuleList([*pair(2 * skipped, width), grow]))
-        self.final_conv = nn.Sequential(
-            Conv1dBlock(dim, dim, kernel_size, n_groups, activation_type, groupnorm_eps), nn.Conv1d(dim, action_dim, 1)
-        )
+        self.final_conv = nn.Sequential(Conv1dBlock(dim, dim, made), nn.Conv1d(dim, action_dim, 1))
 
     @property
     def hidden_layers(self) -> list[nn.Module]:
@@ -242,16 +219,7 @@ class VisionUnet1D(Vision, Unet1D):
 
     ``encode`` turns images into features, once per observation; ``forward`` takes either.
 
-    Args:
-        backbone: images to tokens, shared by all cameras.
-        img_cond_steps: the last so many images are looked at.
-        spatial_emb: width of each camera's spatial embedding; 0: one linear layer on all tokens instead.
-        visual_feature_dim: its width.
-        dropout: of the visual features.
-        num_img: cameras.
-        augment: shift the images at random in the supervised loss, while training (never anywhere else).
-
-    The others as in ``Unet1D``. DPPO v0.6 (absent from the releases that the specification describes).
+    Arguments: of ``Vision``, and as in ``Unet1D``. DPPO v0.6 (absent from the releases that the specification describes).
     """
 
     def __init__(
@@ -280,21 +248,9 @@ class VisionUnet1D(Vision, Unet1D):
         feature_dim = self._see(
             backbone, cond_dim, img_cond_steps, num_img, spatial_emb, visual_feature_dim, dropout, augment
         )
-        self._assemble(
-            action_dim,
-            cond_dim,
-            feature_dim,
-            diffusion_step_embed_dim,
-            dim,
-            dim_mults,
-            smaller_encoder,
-            cond_mlp_dims,
-            kernel_size,
-            n_groups,
-            activation_type,
-            cond_predict_scale,
-            groupnorm_eps,
-        )
+        made = Block(kernel_size, n_groups, activation_type, cond_predict_scale, groupnorm_eps)
+        sizes = (action_dim, cond_dim, feature_dim, diffusion_step_embed_dim, dim, dim_mults)
+        self._assemble(*sizes, smaller_encoder, cond_mlp_dims, made)
 
     def forward(self, x: Tensor, t: Tensor, cond: Obs) -> Tensor:
         """``x (B, Ta, Da)``, diffusion steps ``t (B,)`` int64, ``cond["state"] (B, To, Do)`` and ``cond["rgb"]
@@ -303,10 +259,10 @@ class VisionUnet1D(Vision, Unet1D):
         return self._denoise(x, [self.time_mlp(t), cond["features"], self._state(cond)])
 
 
-def _check(dim: int, dim_mults: Sequence[int], kernel_size: int, n_groups: int | None) -> None:
+def _check(dim: int, dim_mults: Sequence[int], made: Block) -> None:
     if not dim_mults or dim_mults[0] != 1 or min(dim_mults) < 1:
         raise ValueError(f"dim_mults: expected 1 and then one number per further level, found {list(dim_mults)}")
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: expected an odd number (the chunk keeps its length), found {kernel_size}")
-    if n_groups is not None and (n_groups < 1 or dim % n_groups):
-        raise ValueError(f"n_groups: expected a divisor of dim = {dim}, found {n_groups}")
+    if made.kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size: expected an odd number (the chunk keeps its length), found {made.kernel_size}")
+    if made.n_groups is not None and (made.n_groups < 1 or dim % made.n_groups):
+        raise ValueError(f"n_groups: expected a divisor of dim = {dim}, found {made.n_groups}")

@@ -138,7 +138,7 @@ def test_the_policy_gradient_of_the_published_sizes_is_not_zero(kind):
     if kind == "mlp":
         net = GMM_MLP(7, 4, 23, (512, 512, 512), residual_style=True, fixed_std=0.1, learn_fixed_std=True, std_max=0.2)
     else:
-        net = GMM_Transformer(7, 4, 23, 5, 96, 4, 4, fixed_std=0.1, learn_fixed_std=True, std_max=0.2)
+        net = GMM_Transformer(7, 4, 23, 96, 4, 4, fixed_std=0.1, learn_fixed_std=True, std_max=0.2)
     model, seen = PPO_GMM(net, CriticObs(23, (13, 13, 13)), 4), {"state": torch.randn(31, 1, 23)}
     sample = model.sample(seen)
     assert float(28 * sample.log_probs.mean()) > 2

@@ -162,6 +162,8 @@ def test_what_does_not_fit_is_named():
         make(None, transformer_activation="tanh")
     with pytest.raises(ValueError, match=r"num_modes.*found 0"):
         make(0)
+    with pytest.raises(ValueError, match=r"num_modes: Gaussian_Transformer has one, found 3"):
+        make(None, num_modes=3)
     with pytest.raises(ValueError, match=r"horizon_steps.*found 0"):
         Gaussian_Transformer(DA, 0, DO)
     with pytest.raises(ValueError, match=r"learn_fixed_std"):
