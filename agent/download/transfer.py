@@ -26,8 +26,6 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from agent.files import atomic_write
-
 _BLOCK = 2**16  # bytes
 _PAGE = 2**20  # bytes that are read of a web page
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone in a moment
@@ -90,24 +88,25 @@ def transfer(
         DiskError: the disk is full (the partial file is removed) or not writable.
     """
     patience = patience or Patience()
-    idle, best, reached = 0, size_of(part), False
+    idle, best, troubles = 0, size_of(part), []
     while True:
         try:
             _attempt(url, part, patience, follow, title)
             return
         except NoConnectionError as error:
-            if not reached:
+            if not troubles:
                 raise
-            trouble = str(error)
+            troubles.append(str(error))
         except _PassingError as error:
-            reached, trouble = True, str(error)
+            troubles.append(str(error))
         have = size_of(part)
         if have - best >= patience.progress_bytes:
             idle, best = 0, have
         idle += 1
         if idle >= patience.tries:
             kept = f"; the first {have} bytes are kept and will be gone on from" if have else ""
-            raise RefusedError(f"given up after {idle} attempts without progress: {trouble}{kept}")
+            said = ", then ".join(dict.fromkeys(troubles[-idle:]))
+            raise RefusedError(f"given up after {idle} attempts without progress: {said}{kept}")
         time.sleep(patience.pause_s * 2 ** (idle - 1))
 
 
@@ -118,6 +117,7 @@ def fetch_text(url: str, patience: Patience, limit: int = 1024) -> str | None:
         RefusedError: no answer, after ``patience.tries`` attempts.
     """
     for attempt in range(patience.tries):
+        time.sleep(patience.pause_s * 2 ** (attempt - 1) if attempt else 0.0)
         try:
             with _open(url, {}, patience) as reply:
                 return _text(reply, patience, limit)
@@ -127,7 +127,6 @@ def fetch_text(url: str, patience: Patience, limit: int = 1024) -> str | None:
             return None
         except (_PassingError, OSError, http.client.HTTPException) as error:
             trouble = error
-        time.sleep(patience.pause_s * 2**attempt)
     raise RefusedError(f"{url}: {trouble}")
 
 
@@ -274,12 +273,11 @@ def _receive(
     """Write the body of ``reply`` into ``part`` from ``start`` on. ``place`` is (url, start, length)."""
     url, start, length = place
     try:
-        if not start:
-            with atomic_write(_state_path(part)) as note:
-                state = {"url": url, "validator": _validator(reply), "length": length}
-                note.write(json.dumps(state).encode())
         _check_space(part, None if length is None else length - start)
         with open(part, "r+b" if start else "wb", buffering=0) as file:
+            if not start:  # after the old bytes are gone: they must never stand beside the new state
+                state = {"url": url, "validator": _validator(reply), "length": length}
+                _state_path(part).write_text(json.dumps(state), encoding="utf-8")
             file.seek(start)
             have = _pump(reply, file, (start, length), patience, title)
     except OSError as error:
