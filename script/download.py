@@ -3,7 +3,7 @@
     python script/download.py                            list them all, and what of them is here
     python script/download.py robomimic/lift             fetch all whose path begins so: train.npz and normalization.npz of Lift
     python script/download.py "*/lift/*diffusion_mlp_*"  or whose path looks so (quote it)
-    python script/download.py --all                      fetch everything: several gigabytes
+    python script/download.py --all                      fetch everything; camera images are large
     python script/download.py --verify [name ...]        compare what is here with the sha256 noted when it was downloaded
 
 A run fetches what it needs by itself; this is for preparing a machine without internet, and for looking. Data go to $DPPO_DATA_DIR
