@@ -103,17 +103,24 @@ def config_beside(path: Path) -> dict[str, Any] | None:
     """The configuration that the run of checkpoint ``path`` left in its directory; None where there is none.
 
     Raises:
-        CheckpointError: it is no YAML.
+        CheckpointError: as ``read_config``.
     """
     run = path.parent.parent if path.parent.name == "checkpoint" else path.parent
-    for found in (*(run / name for name in _BESIDE), path.with_suffix(".yaml")):
-        if found.is_file():
-            try:
-                return plain_config(OmegaConf.load(found))
-            except Exception as error:  # PyYAML and OmegaConf raise many kinds
-                reason = " ".join(str(error).split())
-                raise CheckpointError(f"{found}: expected the configuration of {path.name}, but: {reason}") from error
-    return None
+    found = (*(run / name for name in _BESIDE), path.with_suffix(".yaml"))
+    return next((read_config(file) for file in found if file.is_file()), None)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``plain_config`` of a YAML file.
+
+    Raises:
+        CheckpointError: it is no YAML, or no configuration; names it.
+    """
+    try:
+        return plain_config(OmegaConf.load(path))
+    except Exception as error:  # PyYAML and OmegaConf raise many kinds
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: expected the configuration of a policy, but: {reason}") from error
 
 
 def plain_config(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

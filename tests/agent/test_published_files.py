@@ -155,7 +155,7 @@ def test_the_configuration_beside_a_published_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"_target_.*os\.system"):  # a single setting on top is no leave to run it
         load_policy(path, overrides={"denoising_steps": 3})
     (folder / "config.yaml").write_text("a: [1, 2")
-    with pytest.raises(CheckpointError, match=r"config\.yaml: expected the configuration"):
+    with pytest.raises(CheckpointError, match=r"config\.yaml: expected the configuration of a policy"):
         load_policy(path)
 
 
