@@ -6,6 +6,8 @@
     python script/run.py --config-name=ft_ppo_diffusion_mlp --config-dir=cfg/robomimic/finetune/lift base_policy_path=<checkpoint>
     python script/run.py --config-name=eval_diffusion_mlp --config-dir=cfg/robomimic/eval/lift base_policy_path=<checkpoint>
 
+The files of a DPPO or D2PPO checkout (--config-dir=<checkout>/cfg/...) run as they are; what is translated is printed.
+
 Useful: --cfg job --resolve (print the composed configuration), --info defaults-tree (where each part comes from), -m seed=1,2,3 (several
 runs), resume=<run directory> (go on exactly where a killed run stopped).
 """
@@ -26,8 +28,11 @@ import hydra  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra._internal.utils import get_args_parser  # noqa: E402
 from hydra.core.global_hydra import GlobalHydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.errors import CompactHydraException  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from agent import compat  # noqa: E402
 from agent.config import all_keys, register_resolvers, unknown_key, validate  # noqa: E402
 from agent.errors import UsageError  # noqa: E402
 
@@ -40,6 +45,7 @@ def _main(cfg: DictConfig) -> None:
     from model.types import NonFiniteError, ShapeError, StateDictError
 
     try:
+        cfg = compat.adapt(cfg, HydraConfig.get().overrides.task)
         validate(cfg)
         hydra.utils.get_class(cfg["_target_"])(cfg).run()
     except (UsageError, EnvError, NonFiniteError, ShapeError, StateDictError) as error:
@@ -53,20 +59,41 @@ def _main(cfg: DictConfig) -> None:
         sys.exit(130)
 
 
-def _explain_unknown_overrides(argv: list[str]) -> None:
-    """After Hydra refused the command line: name, for every override of a key that does not exist, the nearest one that does."""
+def _composed(argv: list[str]) -> DictConfig | None:
+    """The configuration that a command line names, without its overrides; None where it names none. Raises what Hydra raises."""
     args = get_args_parser().parse_args(argv)
-    keys = [o.split("=", 1)[0] for o in args.overrides if "=" in o and not o.startswith(("+", "~"))]
-    if not args.config_name or not keys:
-        return
+    if not args.config_name:
+        return None
     GlobalHydra.instance().clear()
     folder = str(Path(args.config_dir).resolve()) if args.config_dir else str(ROOT / "cfg")
     try:
         with initialize_config_dir(folder, version_base="1.3"):
-            known = all_keys(compose(args.config_name, overrides=[f"hydra.searchpath=[file://{ROOT / 'cfg'}]"]))
+            return compose(args.config_name, overrides=[f"hydra.searchpath=[file://{ROOT / 'cfg'}]"])
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def check_readable(argv: list[str]) -> None:
+    """Raise ``UsageError`` where Hydra's reader of files would stumble and show a traceback; what it says itself is left to it."""
+    try:
+        _composed(argv)
+    except CompactHydraException:
+        return
+    except Exception as error:
+        raise UsageError(
+            f"{' '.join(argv)}: the file, or one that its defaults name, cannot be read: {error}"
+        ) from error
+
+
+def _explain_unknown_overrides(argv: list[str]) -> None:
+    """After Hydra refused the command line: name, for every override of a key that does not exist, the nearest one that does."""
+    keys = [o.split("=", 1)[0] for o in get_args_parser().parse_args(argv).overrides if "=" in o and o[0] not in "+~"]
+    try:
+        cfg = _composed(argv) if keys else None
     except Exception:  # noqa: BLE001  the configuration itself is broken: Hydra has already said how
         return
-    for key in keys:
+    known = [] if cfg is None else all_keys(cfg)
+    for key in keys if known else ():
         if key not in known and "/" not in key and "@" not in key and not key.startswith("hydra."):
             sys.stderr.write(f"\nerror: {unknown_key(key, known)}\n")
 
@@ -82,7 +109,12 @@ def main() -> None:
         sys.stdout.write(f"{__doc__}\nConfigurations:\n{listing}\n")
         sys.exit(0 if argv else 2)
     try:
+        sys.argv[1:] = compat.prepare(argv)
+        check_readable(argv)
         _main()
+    except UsageError as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        sys.exit(2)
     except SystemExit as stop:
         if stop.code not in (0, None, 2, 130):
             _explain_unknown_overrides(argv)

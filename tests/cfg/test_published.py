@@ -1,13 +1,12 @@
 """Every leaf of the diffusion MLP policies against the published configuration of the same name, key by key.
 
-``published_robomimic.json`` holds 51 published files (19 of DPPO, 32 of D2PPO), ``published_gym.json`` 25 (11 and 14), ``published_d3il.json``
-15 (6 and 9), generated once. Whatever differs here stands in ``DIFFERENCES`` with its reason, and a difference that no longer exists must be taken out.
+91 of the 463 published files (``tests/published_configs.py``): 51 of robomimic, 25 of locomotion, 15 of D3IL. Whatever differs here
+stands in ``DIFFERENCES`` with its reason, and a difference that no longer exists must be taken out.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,12 +18,12 @@ from omegaconf import OmegaConf
 
 from agent.agent import build
 from agent.config import register_resolvers
+from tests.published_configs import ABSENT, published
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("lift", "can", "square", "transport")
 BODIES = ("hopper", "walker2d", "halfcheetah")
 AVOID = ("avoid_m1", "avoid_m2", "avoid_m3")
-ABSENT = "<absent>"  # ours has no such key
 register_resolvers()
 
 
@@ -50,6 +49,7 @@ DIFFERENCES = [
     Difference("*/pretrain/*", "env", ABSENT, "named the file to download; env_name says it"),
     Difference("d2ppo/pretrain/*dispersive", "wandb.run", "<now:%H-%M-%S>_{name}", "the name says dispersive"),
     Difference("d2ppo/pretrain/*dispersive_img", "wandb.run", "<now:%H-%M-%S>_{name}", "the name says dispersive"),
+    Difference("d2ppo/pretrain/can/pre_diffusion_mlp_dispersive", "wandb.entity", "$WANDB", "an author's account"),
     Difference("*_img", "use_ddim", ABSENT, "model.use_ddim"),
     Difference("*_img", "env.use_image_obs", ABSENT, "env.wrappers.robomimic_image says it"),
     Difference("*/finetune/*_img", "model.eta.*_dim", ABSENT, "EtaFixed knows of no observation"),
@@ -120,24 +120,12 @@ DIFFERENCES = [
 ]
 
 
-def published() -> dict[str, dict[str, object]]:
-    """``repository/stage/task/config`` to the flat published configuration."""
-    files = [Path(__file__).with_name(f"published_{suite}.json") for suite in ("robomimic", "gym", "d3il")]
-    data = [item for file in files for item in json.loads(file.read_text())["rows"].items()]
-    found = {}
-    for name, rows in data:
-        stage, config = name.split("/")
-        for row, own in rows.items():
-            if row == "all":
-                continue
-            repo, task = row.split("/")
-            flat = {**rows["all"], **rows.get(own.get("like"), {}), **own}
-            flat.pop("like", None)
-            found[f"{repo}/{stage}/{task}/{config}"] = {k: v for k, v in flat.items() if v != ABSENT}
-    return found
-
-
-PUBLISHED = published()
+PUBLISHED = {  # repository/stage/task/config
+    re.sub(r"/[a-z0-9]+/", "/", row, count=1): flat
+    for row, flat in published().items()
+    if re.fullmatch(r"(pre_diffusion_mlp(_dispersive)?|ft_ppo_diffusion_mlp|eval_diffusion_mlp)(_img)?|ppo_diffusion_mlp", row.split("/")[-1])
+    and "/furniture/" not in row
+}
 
 
 def suite(task: str) -> str:

@@ -1,0 +1,90 @@
+"""Published keys: which had no effect, which mean something else here, which this version refuses.
+
+Keys that are not named here keep their meaning where this project knows them. Any other key was never read by the original, and
+is reported as such.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+NAMES = {  # said which file to download, or were put together into paths: their job is done once the file is resolved
+    "pretrain": ("env", "mode", "task", "randomness", "num_modes"),
+    "finetune": ("mode", "task", "randomness", "num_modes", "use_ddim", "ddim_steps"),
+    "eval": ("mode", "task", "randomness", "num_modes", "use_ddim", "ddim_steps", "target_episodes"),
+}
+POLICY_ONLY = ("device", "network_path")  # arguments of every published policy; the agent moves it and loads it
+
+IDLE_ARGUMENTS = {  # accepted by the original's class, and without effect: class -> argument -> why
+    "CriticObsAct": {"residual_style": "a misspelt argument: every published critic of actions is a plain network"},
+    "EtaFixed": dict.fromkeys(
+        ("input_dim", "mlp_dims", "action_dim"), "one number knows neither observation nor network"
+    ),
+    "PPOExactDiffusion": dict.fromkeys(("rtol", "atol"), "their names are sde_rtol and sde_atol"),
+}
+IDLE_VIT = {  # of VitEncoder.cfg
+    "patch_size": "the first convolution is 8 wide, whatever it says",
+    "stride": "never read",
+}
+IDLE_TRAIN = {  # agent -> keys of train that it never reads
+    "TrainRLPDAgent": ("entropy_temperature", "n_critic_warmup_itr", "replay_ratio"),
+    "TrainRWRDiffusionAgent": ("n_critic_warmup_itr",),
+}
+
+OTHERWISE = {  # had an effect, and is done in another way here (patterns)
+    "env.use_image_obs": "env.wrappers.robomimic_image says it",
+    "env.save_full_observations": "the engine records motion by itself",
+    "env.wrappers.multi_step.pass_full_observations": "the engine records motion by itself",
+    "env.wrappers.robomimic_*.init_state": "episodes begin from seeds",
+    "env.wrappers.robomimic_*.render_*": "env.save_video chooses size and camera",
+    "train.plotter": "script/avoid_figure.py draws the paths",
+    "train.force_train": "evaluation has an environment of its own, so every iteration trains",
+    "train.save_trajs": "metrics.jsonl and the checkpoints are what is kept",
+    "train.eta_lr_scheduler": "train.eta_lr is constant",
+    "train.eta_update_interval": "eta learns with every minibatch",
+}
+OTHERWISE_FINETUNE = {"train.log_freq": "every iteration is logged"}
+
+
+class Refused(NamedTuple):
+    """A key that must have the value that means "off"."""
+
+    off: Any
+    what: str
+
+
+REFUSED = {
+    "train.ent_coef": Refused(0, "an entropy bonus"),
+    "train.use_bc_loss": Refused(False, "the behaviour cloning loss (it crashed in the original)"),
+    "train.bc_loss_coeff": Refused(0, "the behaviour cloning loss (it crashed in the original)"),
+    "model.ft_denoising_steps_d": Refused(0, "a falling number of fine-tuned steps"),
+    "model.ft_denoising_steps_t": Refused(0, "a falling number of fine-tuned steps"),
+    "model.ddim_discretize": Refused("uniform", "another spacing of the DDIM steps"),
+    "model.use_dispersive_loss_rl": Refused(False, "the dispersive loss in fine-tuning (it was 0 for most networks)"),
+    "model.dispersive_loss_weight_rl": Refused(0.1, "the dispersive loss in fine-tuning (it was 0 for most networks)"),
+    "env.wrappers.multi_step.reward_agg_method": Refused("sum", "rewards that are not added up over a chunk"),
+    "env.wrappers.robomimic_lowdim.clamp_obs": Refused(False, "clipped observations"),
+    "env.wrappers.robomimic_image.clamp_obs": Refused(False, "clipped observations"),
+}
+STRANGERS = {("wandb.entity", "zougw2022-sun-yat-sen-university")}  # an author's own account, left in a published file
+
+_NUMBER = (int, float)
+NOT_YET: dict[str, Any] = {  # further sections of the algorithms that are not supported yet, and their types
+    "offline_dataset": dict,
+    "offline_dataset_path": str,
+    "train": {
+        **dict.fromkeys(
+            ("use_expectile_exploration", "eval_deterministic", "automatic_entropy_tuning", "train_online"), bool
+        ),
+        **dict.fromkeys(
+            ("buffer_size", "replay_ratio", "critic_num_update", "num_update", "update_freq", "online_utd_ratio"), int
+        ),
+        **dict.fromkeys(("n_eval_episode", "n_explore_steps", "n_random_actions", "n_episode_per_epoch"), int),
+        **dict.fromkeys(("action_gradient_steps", "eval_sample_num", "critic_update_ratio"), int),
+        **dict.fromkeys(("actor_replay_ratio", "critic_replay_ratio", "max_adv_weight", "max_reward_weight"), _NUMBER),
+        **dict.fromkeys(("lr", "weight_decay", "beta", "eta", "action_lr", "critic_tau", "q_grad_coeff"), _NUMBER),
+        **dict.fromkeys(("scale_reward_factor", "target_ema_rate", "init_temperature", "target_entropy"), _NUMBER),
+        "lr_scheduler": {"first_cycle_steps": int, "warmup_steps": int, "min_lr": _NUMBER},
+        "log_freq": int,
+    },
+}

@@ -1,0 +1,136 @@
+"""Published classes: what each is here, and what there is not yet.
+
+An algorithm that arrives gets its agent's path in ``AGENTS``; its policy and networks need no entry, they keep their published
+names and are found where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+PRETRAIN = "agent.pretrain.pretrain.PretrainAgent"
+FINETUNE = "agent.finetune.finetune.FinetuneAgent"
+EVAL = "agent.eval.eval_agent.EvalAgent"
+
+
+class Agent(NamedTuple):
+    """A published agent: its stage, the algorithm's name, and our class (None: not supported yet)."""
+
+    stage: str
+    algorithm: str
+    ours: str | None
+
+
+AGENTS: dict[str, Agent] = {
+    "agent.pretrain.train_diffusion_agent.TrainDiffusionAgent": Agent("pretrain", "diffusion pre-training", PRETRAIN),
+    "agent.pretrain.train_gaussian_agent.TrainGaussianAgent": Agent("pretrain", "Gaussian pre-training", PRETRAIN),
+    **{
+        f"agent.finetune.train_ppo_{module}_agent.TrainPPO{name}Agent": Agent("finetune", "PPO", FINETUNE)
+        for module, name in (
+            ("diffusion", "Diffusion"),
+            ("diffusion_img", "ImgDiffusion"),
+            ("gaussian", "Gaussian"),
+            ("gaussian_img", "ImgGaussian"),
+        )
+    },
+    **{
+        f"agent.finetune.train_{module}_agent.Train{name}Agent": Agent("finetune", algorithm, None)
+        for module, name, algorithm in (
+            ("ppo_exact_diffusion", "PPOExactDiffusion", "PPO with exact likelihoods"),
+            ("rwr_diffusion", "RWRDiffusion", "RWR (reward-weighted regression)"),
+            ("awr_diffusion", "AWRDiffusion", "AWR (advantage-weighted regression)"),
+            ("dipo_diffusion", "DIPODiffusion", "DIPO"),
+            ("dql_diffusion", "DQLDiffusion", "DQL (diffusion Q-learning)"),
+            ("idql_diffusion", "IDQLDiffusion", "IDQL (implicit diffusion Q-learning)"),
+            ("qsm_diffusion", "QSMDiffusion", "QSM (Q-score matching)"),
+            ("rlpd", "RLPD", "RLPD"),
+            ("calql", "CalQL", "Cal-QL"),
+            ("ibrl", "IBRL", "IBRL"),
+            ("sac", "SAC", "SAC (soft actor-critic)"),
+        )
+    },
+    **{
+        f"agent.eval.eval_{module}_agent.Eval{name}Agent": Agent("eval", "evaluation", EVAL)
+        for module, name in (
+            ("diffusion", "Diffusion"),
+            ("diffusion_img", "ImgDiffusion"),
+            ("gaussian", "Gaussian"),
+            ("gaussian_img", "ImgGaussian"),
+        )
+    },
+}
+
+DIFFUSION = "model.diffusion.diffusion.DiffusionModel"
+MOVED = {  # classes with another path here; all others keep theirs
+    "model.diffusion.diffusion_eval.DiffusionEval": DIFFUSION,
+    "model.diffusion.diffusion_eval_ft.DiffusionEval": DIFFUSION,
+}
+GHOSTS = {  # modules that the published code names and does not have
+    "model.diffusion.diffusion_eval_ft.DiffusionEval",
+    "model.diffusion.unet.VisionUnet1D",
+}
+NOT_YET = {  # networks of the published files that this version may lack (policies: ARGUMENTS)
+    "model.common.mlp_gaussian.Gaussian_VisionMLP",
+    "model.common.mlp_gmm.GMM_MLP",
+    "model.common.transformer.Gaussian_Transformer",
+    "model.common.transformer.GMM_Transformer",
+    "model.diffusion.unet.Unet1D",
+    "model.diffusion.unet.VisionUnet1D",
+    "model.diffusion.sde_lib.VPSDE",
+}
+
+# Classes that took **kwargs: an argument they do not know was ignored without a word.
+SWALLOWING = {
+    *(f"model.common.critic.{name}" for name in ("CriticObs", "CriticObsAct", "ViTCritic")),
+    *(f"model.diffusion.eta.{name}" for name in ("EtaFixed", "EtaAction", "EtaState", "EtaStateAction")),
+    *("model.common.gmm.GMMModel", "model.rl.gmm_ppo.PPO_GMM", DIFFUSION),
+    *MOVED,
+    *(
+        f"model.diffusion.diffusion_{module}.{name}Diffusion"
+        for module, name in (
+            ("ppo", "PPO"),
+            ("ppo_exact", "PPOExact"),
+            ("rwr", "RWR"),
+            ("awr", "AWR"),
+            ("dipo", "DIPO"),
+        )
+    ),
+    *(f"model.diffusion.diffusion_{name.lower()}.{name}Diffusion" for name in ("DQL", "IDQL", "QSM")),
+}
+
+_CHUNK = {"horizon_steps", "randn_clip_value"}
+_DENOISING = {
+    *_CHUNK,
+    *("obs_dim", "action_dim", "denoising_steps", "predict_epsilon", "denoised_clip_value", "final_action_clip_value"),
+    *("eps_clip_value", "use_ddim", "ddim_steps", "min_sampling_denoising_std"),
+}
+_PPO = {"clip_ploss_coef", "clip_vloss_coef", "norm_adv", "min_logprob_denoising_std", "ft_denoising_steps"}
+_SDE = {f"sde_{key}" for key in ("hutchinson_type", "rtol", "atol", "eps", "step_size", "method", "continuous")}
+_SDE |= {f"sde_{key}" for key in ("probability_flow", "num_epsilon", "min_beta")} | {"sde"}
+ARGUMENTS: dict[str, set[str]] = {  # of policies that may not exist yet: networks are checked against their classes
+    "model.diffusion.diffusion_ppo_exact.PPOExactDiffusion": {*_DENOISING, *_PPO, *_SDE},
+    **{
+        f"model.diffusion.diffusion_{name}.{name.upper()}Diffusion": _DENOISING
+        for name in ("rwr", "awr", "dipo", "dql", "idql", "qsm")
+    },
+    "model.rl.gaussian_rlpd.RLPD_Gaussian": {*_CHUNK, "tanh_output", "n_critics", "backup_entropy"},
+    "model.rl.gaussian_ibrl.IBRL_Gaussian": {
+        *_CHUNK,
+        *("tanh_output", "n_critics", "soft_action_sample", "soft_action_sample_beta"),
+    },
+    "model.rl.gaussian_calql.CalQL_Gaussian": {
+        *_CHUNK,
+        *("tanh_output", "cql_clip_diff_min", "cql_clip_diff_max", "cql_min_q_weight", "cql_n_actions"),
+    },
+    "model.rl.gaussian_sac.SAC_Gaussian": {*_CHUNK, "tanh_output"},
+    "model.rl.gmm_ppo.PPO_GMM": {*_CHUNK, "clip_ploss_coef", "clip_vloss_coef", "norm_adv"},
+    "model.common.gmm.GMMModel": _CHUNK,
+}
+PARTS = ("network", "actor", "critic", "critic_q", "critic_v", "eta", "sde")  # arguments that are classes of their own
+
+
+def is_published(cfg: object) -> bool:
+    """Whether a configuration is one of DPPO's or D2PPO's: its ``_target_`` is one of their agents."""
+    target = cfg.get("_target_") if isinstance(cfg, Mapping) else None
+    return isinstance(target, str) and target in AGENTS

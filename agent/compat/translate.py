@@ -1,0 +1,343 @@
+"""From a composed published configuration to one of this project's, with an account of what was done to it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from agent.compat import keys, targets
+from agent.compat.command_line import CFG
+from agent.compat.notes import Notes
+from agent.compat.policy import available, translate_policy
+from agent.config import COMMON, STAGES, check_section, validate
+from agent.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+SCRATCH = "scratch"  # a base policy of random weights
+PPO_DIFFUSION = "model.diffusion.diffusion_ppo.PPODiffusion"
+BASES = {  # what the original leaves to its code stands in these files of cfg/base
+    "pretrain": ("run", "stage/pretrain"),
+    "finetune": ("run", "env", "stage/finetune", "method/ppo"),
+    "eval": ("run", "env", "stage/eval"),
+}
+_NOT_OF_A_BASE = ("hydra", "defaults", "model", "name", "network_name", "denoising_steps", "ft_denoising_steps")
+_LEVEL = {"pretrain": "train", "finetune": "train env", "eval": "env"}  # sections that a stage must have
+
+
+class Translation(NamedTuple):
+    """The configuration here, what was changed, and what of it this version cannot do yet (sentences)."""
+
+    cfg: DictConfig
+    notes: Notes
+    missing: list[str]
+
+
+def adapt(cfg: DictConfig, overrides: Iterable[str] = ()) -> DictConfig:
+    """``translate`` a published configuration and tell the log; return the project's own ones as they are.
+
+    Args:
+        overrides: the command line's (``train.n_epochs=1``).
+
+    Raises:
+        UsageError: as ``translate``; or something in it is not supported yet, by name.
+    """
+    if not targets.is_published(cfg):
+        return cfg
+    found = translate(cfg, overrides)
+    for line in found.notes.lines():
+        log.warning("%s", line)
+    if found.missing:
+        raise UsageError(f"this configuration is understood, but {'; '.join(found.missing)}")
+    return found.cfg
+
+
+def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
+    """The configuration that means here what ``cfg`` was meant to mean there. ``agent.config.validate`` is the caller's, but for
+    what is ``missing``: the rest of such a file was checked.
+
+    Raises:
+        UsageError: it does not resolve, a section is none, or a class or a key on the command line does not exist.
+    """
+    agent, tree = targets.AGENTS[cfg["_target_"]], _resolved(cfg)
+    notes = Notes({word.lstrip("+~").partition("=")[0] for word in overrides})
+    name = tree["_target_"].rpartition(".")[2]
+    notes.add("translated", "_target_", f"{tree['_target_']} -> {agent.ours or 'not supported yet'}")
+    for section in _LEVEL[agent.stage].split():
+        if not isinstance(tree.get(section), dict):
+            raise UsageError(f"{section}: expected a section, found {tree.get(section)!r}")
+    tree |= {"_target_": agent.ours or targets.FINETUNE, "stage": agent.stage, "benchmark": _benchmark(tree)}
+    missing = [] if agent.ours else [f"{agent.algorithm} is not supported yet"]
+    missing += [line for line in translate_policy(tree, notes) if agent.ours or not line.startswith("model._target_")]
+    missing += _refusals(tree) + _world(tree)
+    names = {key: tree.pop(key) for key in keys.NAMES[agent.stage] if not isinstance(tree.get(key, {}), dict)}
+    _leave_out(tree, agent.ours is not None, notes)
+    for key in keys.IDLE_TRAIN.get(name, ()):
+        if tree["train"].pop(key, None) is not None:
+            notes.add("idle", f"train.{key}", f"{name} never reads it")
+    {"pretrain": _pretrain, "finetune": _finetune, "eval": _eval}[agent.stage](tree, names, notes)
+    _devices(tree, notes)
+    schema = {**COMMON, **STAGES[agent.stage]}
+    if agent.ours is None:
+        schema |= keys.NOT_YET | {"train": {**schema["train"], **keys.NOT_YET["train"]}}
+    notes.drop_unread(tree, schema | {"wandb": None}, "", _sources(cfg))
+    out = _on_base(tree)
+    if missing:
+        _check_the_rest(out, schema)
+    return Translation(out, notes, missing)
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except Exception as error:  # OmegaConf raises many kinds; all of them name the key
+        raise UsageError(f"the configuration does not resolve: {error}") from error
+
+
+def _sources(cfg: DictConfig) -> set[str]:
+    """Keys that others are computed from: they had an effect, if not by themselves."""
+    text = str(OmegaConf.to_container(cfg, resolve=False))
+    return set(re.findall(r"\$\{([\w.]+)", text))
+
+
+def _benchmark(tree: dict[str, Any]) -> str:
+    """robomimic, gym, d3il or furniture, from where the run and its data are; custom where they do not say."""
+    paths = " ".join(str(tree.get(key)) for key in ("logdir", "train_dataset_path", "normalization_path"))
+    found = re.search(r"[/\\](robomimic|gym|d3il|furniture)(?:-[a-z]+)?[/\\]", paths)
+    return found.group(1) if found else "custom"
+
+
+def _get(tree: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The section that holds the last name of ``path``, and that name; an empty section where there is none."""
+    node: Any = tree
+    *sections, last = path.split(".")
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else {}), last
+
+
+def _refusals(tree: dict[str, Any]) -> list[str]:
+    """Take out switches that are off; sentences on those that are on."""
+    found = []
+    for path, refused in keys.REFUSED.items():
+        section, key = _get(tree, path)
+        value = section.pop(key, refused.off)
+        if value != refused.off and value is not None:
+            found.append(f"{path}={value}: {refused.what} is not supported; set it to {refused.off}")
+    return found
+
+
+def _leave_out(tree: dict[str, Any], supported: bool, notes: Notes) -> None:
+    """What was done by these keys is done without them here."""
+    rules = {**keys.OTHERWISE, **(keys.OTHERWISE_FINETUNE if supported and tree["stage"] == "finetune" else {})}
+    for pattern, why in rules.items():
+        for path in _matching(tree, pattern):
+            section, key = _get(tree, path)
+            if section.pop(key, None) not in (None, False):
+                notes.add("otherwise", path, why)
+
+
+def _matching(tree: dict[str, Any], pattern: str) -> list[str]:
+    """Dotted keys of ``tree`` that the pattern names."""
+    found = [("", tree)]
+    for part in pattern.split("."):
+        found = [
+            (f"{path}.{key}".lstrip("."), node[key])
+            for path, node in found
+            if isinstance(node, dict)
+            for key in node
+            if fnmatch(str(key), part)
+        ]
+    return [path for path, _ in found]
+
+
+def _world(tree: dict[str, Any]) -> list[str]:
+    """Environments that are not there yet."""
+    env = tree.get("env")
+    if not isinstance(env, dict) or env.get("env_type") != "furniture":
+        return []
+    env.pop("specific", None)
+    return ["the furniture environment is not supported yet (env.env_type)"]
+
+
+def _pretrain(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
+    """The data set says where its statistics are; the original did not ask for them before fine-tuning."""
+    tree.setdefault("env_name", str(names.get("env")))
+    if "normalization_path" in tree:
+        return
+    data = Path(str(tree.get("train_dataset_path"))).expanduser()
+    beside = data.with_name("normalization.npz")
+    alone = data.is_file() and not beside.is_file()  # where the data are still to be downloaded, so are these
+    tree["normalization_path"] = None if alone else str(beside)
+    if alone:
+        notes.add(
+            "otherwise", "normalization_path", f"{beside} is not there, so the checkpoint will carry no statistics"
+        )
+
+
+def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
+    train, model = tree["train"], tree["model"]
+    if model["_target_"] == PPO_DIFFUSION:
+        model["reward_horizon"] = tree.pop("reward_horizon", tree.get("act_steps"))
+        _count_pairs(train, model, notes)
+    if tree.get("base_policy_path") is None:
+        tree["base_policy_path"] = SCRATCH
+        notes.add("translated", "base_policy_path", f"none -> {SCRATCH}: random weights")
+    if tree["benchmark"] == "d3il" and not notes.given("train.time_limit"):
+        notes.add(
+            "otherwise",
+            "train.time_limit",
+            "terminal: the time limit ends what an episode is worth (original: bootstrap)",
+        )
+    _images(tree, notes)
+    _dataset_name(tree)
+
+
+def _count_pairs(train: dict[str, Any], model: dict[str, Any], notes: Notes) -> None:
+    """``train.batch_size`` counted chunks (each with all its tuned steps); here it counts pairs of a chunk and a step."""
+    chunks, steps = train.get("batch_size"), model.get("ft_denoising_steps")
+    if type(chunks) is not int or type(steps) is not int or notes.given("train.whole_chains"):
+        return
+    train |= {"batch_size": chunks * steps, "whole_chains": True}
+    notes.add(
+        "translated",
+        "train.batch_size",
+        f"{chunks} chunks of {steps} denoising steps -> {chunks * steps} pairs in whole chains (DPPO from v0.6 on counts pairs: "
+        "train.whole_chains=false takes the number as such)",
+    )
+
+
+def _eval(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
+    """So many chunks in every environment become whole episodes on recorded seeds."""
+    env, chunks, wanted = tree["env"], tree.pop("n_steps", None), names.get("target_episodes")
+    tree["wandb"] = None
+    if tree.setdefault("base_policy_path", None) is None:
+        notes.add("mended", "base_policy_path", "none; the newest pre-trained checkpoint under DPPO_LOG_DIR that fits")
+    if not tree.get("ft_denoising_steps"):  # 0 of a pre-trained policy
+        tree.pop("ft_denoising_steps", None)
+    if "n_episodes" not in tree:
+        try:
+            each = max(1, chunks * tree["act_steps"] // env["max_episode_steps"])
+            tree["n_episodes"] = wanted or each * env["n_envs"]
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise UsageError(
+                "n_steps, act_steps, env.max_episode_steps and env.n_envs: expected whole numbers, found "
+                f"{chunks!r}, {tree.get('act_steps')!r}, {env.get('max_episode_steps')!r}, {env.get('n_envs')!r}"
+            ) from error
+        notes.add("translated", "n_steps", f"{chunks} chunks -> n_episodes {tree['n_episodes']}, on recorded seeds")
+    _images(tree, notes)
+    _dataset_name(tree)
+
+
+def _images(tree: dict[str, Any], notes: Notes) -> None:
+    if "robomimic_image" in (tree["env"].get("wrappers") or {}) and "render_quality" not in tree["env"]:
+        tree["env"]["render_quality"] = "faithful"
+        notes.add(
+            "translated",
+            "env.render_quality",
+            "faithful: published image policies were trained on robosuite's own pixels",
+        )
+
+
+def _dataset_name(tree: dict[str, Any]) -> None:
+    """Which of several data sets of one environment: D3IL's ``mode``."""
+    if tree["benchmark"] == "d3il" and tree.get("normalization_path"):
+        tree["task"] = {"dataset": Path(str(tree["normalization_path"])).parent.name}
+    path = tree.get("robomimic_env_cfg_path")
+    if isinstance(path, str) and not Path(path).is_file() and (CFG.parent / path).is_file():
+        tree["robomimic_env_cfg_path"] = str(CFG.parent / path)  # the run was started in another folder
+
+
+def _devices(tree: dict[str, Any], notes: Notes) -> None:
+    """A GPU that a file names and this machine has not is no reason to stop; one that a person names is."""
+    from agent.agent import resolve_device
+
+    for path in ("device", "train_dataset.device", "offline_dataset.device"):
+        section, key = _get(tree, path)
+        if key not in section or notes.given(path):
+            continue
+        try:
+            resolve_device(section[key])
+        except UsageError:
+            notes.add("translated", path, f"{section[key]} -> auto (there is no such device here)")
+            section[key] = "auto"
+
+
+def _on_base(tree: dict[str, Any]) -> DictConfig:
+    """``tree`` on top of what the project's own configurations of that kind share."""
+    stage, benchmark = tree["stage"], tree["benchmark"]
+    files = list(BASES[stage])
+    if stage != "pretrain":
+        image = "_img" if "robomimic_image" in (tree["env"].get("wrappers") or {}) else ""
+        files.append(f"benchmark/{benchmark}{image}_env")
+    if tree["model"]["_target_"] == PPO_DIFFUSION:
+        files.append("method/ft_ppo_diffusion")
+    parts = [{key: value for key, value in _base(name).items() if key not in _NOT_OF_A_BASE} for name in files]
+    if stage == "finetune" and benchmark == "d3il":
+        parts.append({"train": {"time_limit": "terminal"}})  # as in the project's own configurations of D3IL
+    for section, value in keys.STRANGERS:
+        node, key = _get(tree, section)
+        if node.get(key) in ("", value):
+            node[key] = None
+    if tree.get("wandb") is None:  # merging null keeps the base's section
+        for part in parts:
+            part.pop("wandb", None)
+    merged: dict[str, Any] = {}
+    for part in (*parts, tree):
+        merged = _over(merged, part)
+    out = OmegaConf.create(merged)
+    try:
+        OmegaConf.resolve(out)
+    except Exception as error:  # OmegaConf raises many kinds; all of them name the key
+        raise UsageError(f"the configuration does not go with cfg/base: {error}") from error
+    return out
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``below`` with the values of ``above`` where it has any; sections are merged."""
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        out[key] = _over(below[key], value) if both else value
+    return out
+
+
+@functools.cache
+def _base(name: str) -> dict[str, Any]:
+    """A file of ``cfg/base``, not resolved; nothing where there is none."""
+    path = CFG / "base" / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+
+
+def _check_the_rest(cfg: DictConfig, schema: dict[str, Any]) -> None:
+    """``validate`` for a configuration of which something is missing: all of it but that.
+
+    Raises:
+        UsageError: as ``validate``.
+    """
+    plain = OmegaConf.to_container(cfg)
+    check_section({key: value for key, value in plain.items() if key != "wandb"}, schema, "")
+    model = plain["model"]
+    if not available(model["_target_"]):
+        unknown = set(model) - targets.ARGUMENTS[model["_target_"]] - set(targets.PARTS) - {"_target_"}
+        if unknown:
+            raise UsageError(f"model.{min(unknown)}: {model['_target_']} has no such argument")
+        model.pop("_target_")
+    for part in targets.PARTS:
+        if isinstance(model.get(part), dict) and not available(model[part].get("_target_")):
+            del model[part]
+    for key in keys.NOT_YET:
+        if key != "train":
+            plain.pop(key, None)
+    if "train" in plain:
+        for key in keys.NOT_YET["train"]:
+            if key not in STAGES[plain["stage"]]["train"]:
+                plain["train"].pop(key, None)
+    validate(OmegaConf.create(plain))
