@@ -39,6 +39,9 @@ LEAVES = {
     "robomimic/pretrain/lift/pre_diffusion_unet": {
         "train.n_epochs": 8000, "model.network.dim": 40, "train.batch_size": 256, "name": "lift_pre_diffusion_unet_ta4_td20",
     },
+    "robomimic/pretrain/can/pre_diffusion_unet_dispersive": {
+        "model.use_dispersive_loss": True, "train.n_epochs": 8000, "name": "can_pre_diffusion_unet_dispersive_ta4_td20_dw0.5_dlearly",
+    },
     "robomimic/eval/transport/eval_diffusion_unet_img": {"horizon_steps": 16, "model.ddim_steps": 5, "denoising_steps": 100},
     "robomimic/finetune/transport/ft_ppo_gmm_mlp": LEARNED | TRANSPORT | {"model.actor.fixed_std": 0.08, "name": "transport_ft_gmm_mlp_ta8"},
     "robomimic/finetune/can/ft_ppo_gmm_transformer": LEARNED | {

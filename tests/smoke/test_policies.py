@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from agent import checkpoint
 from agent.errors import CheckpointError
 from agent.eval.eval_agent import EvalAgent
 from agent.finetune import base_policy
 from agent.finetune.finetune import FinetuneAgent
 from agent.pretrain.pretrain import PretrainAgent
 from tests.agent import vision_runs
+from tests.agent.test_gaussian_ppo import SMALL, gaussian_config
 from tests.smoke import runs
 
 UNET = ["{}.dim=8", "{}.n_groups=4"]
@@ -99,45 +99,48 @@ def test_a_base_of_another_kind_is_not_taken(folder):
         base_policy.find(other)
 
 
-def test_a_gaussian_policy_that_sees_is_cloned_and_tuned(tmp_path):
+@pytest.mark.parametrize("kind", ["gaussian_mlp", "diffusion_unet"])
+def test_policies_that_see_are_cloned_and_tuned(kind, tmp_path):
     vision_runs.write_demonstrations(tmp_path / "data" / "robomimic" / "point_mass_img-img", episodes=40)
-    data, task = f"data_root={tmp_path / 'data'}", [key for key in vision_runs.TASK if "denoising" not in key]
+    diffusion, data = kind.startswith("diffusion"), f"data_root={tmp_path / 'data'}"
+    task = [key for key in vision_runs.TASK if diffusion or "denoising" not in key]
 
     def image_config(leaf: str, *overrides: str):
         with runs.initialize_config_dir(str(runs.ROOT / "cfg"), version_base="1.3"):
-            cfg = runs.compose(f"robomimic/{leaf}", overrides=[*task, data, *overrides])
+            cfg = runs.compose(f"robomimic/{leaf}_{kind}_img", overrides=[*task, data, *overrides])
         runs.validate(cfg)
         return cfg
 
-    pre = image_config(
-        "pretrain/lift/pre_gaussian_mlp_img",
-        *PRE,
-        "train.batch_size=64",
-        *vision_runs.net("model.network"),
-        f"logdir={tmp_path / 'pre'}",
-    )
+    def small(where: str) -> list[str]:
+        found = vision_runs.net(where)
+        return [*found[:-1], *(key.format(where) for key in UNET)] if diffusion else found
+
+    logs = tmp_path / "robomimic-pretrain" / f"point_mass_img_pre_{kind}" / "run"
+    pre = image_config("pretrain/lift/pre", *PRE, "train.batch_size=64", *small("model.network"), f"logdir={logs}")
     result = PretrainAgent(pre).run()
-    losses = [
-        json.loads(line)["train/nll loss"] for line in (tmp_path / "pre" / "metrics.jsonl").read_text().splitlines()
-    ]
+    key = "train/diffusion loss" if diffusion else "train/nll loss"
+    losses = [json.loads(line)[key] for line in (logs / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
-    tuned = [
-        *TUNE,
-        *vision_runs.net("model.actor"),
-        *vision_runs.net("model.critic"),
-        "train.n_train_itr=2",
-        "env.n_envs=7",
-        "train.update_epochs=2",
-    ]
-    agent = FinetuneAgent(
-        image_config(
-            "finetune/lift/ft_ppo_gaussian_mlp_img",
-            *tuned,
-            f"base_policy_path={result['checkpoint']}",
-            f"logdir={tmp_path / 'ft'}",
-        )
-    )
+    tuned = [*TUNE, *small("model.actor"), *vision_runs.net("model.critic"), "train.n_train_itr=2", "env.n_envs=7"]
+    tuned += ["train.update_epochs=2", f"log_root={tmp_path}", *(["ft_denoising_steps=3"] if diffusion else [])]
+    cfg = image_config("finetune/lift/ft_ppo", *tuned, f"logdir={tmp_path / 'ft'}")
+    assert str(base_policy.find(cfg)) == result["checkpoint"]
+    agent = FinetuneAgent(cfg)
     before = agent.policy.actor.backbone.vit.pos_embed.clone()
     assert agent.run()["iterations"] == 2
+    assert torch.equal(agent.policy.actor.backbone.vit.pos_embed, before)
     assert not torch.equal(agent.policy.actor_ft.backbone.vit.pos_embed, before)
-    assert checkpoint.load_policy(result["checkpoint"]).network.num_img == 1
+
+
+def test_a_mixture_learns_from_nothing(tmp_path):
+    """Its published PPO could not: every log-probability lay above the bound at which the gradient stops."""
+    runs.UNIT.save(tmp_path / "normalization.npz")
+    mixture = ["_target_=model.common.mlp_gmm.GMM_MLP", "num_modes=3"]
+    overrides = [
+        *(f"++model.actor.{key}" for key in mixture),
+        "~model.actor.tanh_output",
+        "model._target_=model.rl.gmm_ppo.PPO_GMM",
+    ]
+    paths = [f"normalization_path={tmp_path / 'normalization.npz'}", f"logdir={tmp_path / 'run'}"]
+    result = FinetuneAgent(gaussian_config("gym/finetune/hopper-v2/medium", *SMALL, *paths, *overrides)).run()
+    assert result["after"]["success_interval"][0] > 0.8 > result["before"]["success_interval"][1]
