@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -243,6 +244,7 @@ def validate(cfg: DictConfig) -> None:
     if plain.get("wandb") is not None:
         check_section(plain["wandb"], _WANDB, "wandb")
     for path, node in _targets(plain, ""):
+        _check_origin(node["_target_"], f"{path}._target_".lstrip("."))
         if path:
             _check_signature(node, path)
     for key in sorted(POSITIVE):
@@ -286,6 +288,12 @@ def _targets(node: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield path, node
         for key, value in node.items():
             yield from _targets(value, f"{path}.{key}" if path else key)
+
+
+def _check_origin(target: object, where: str) -> None:
+    """Python's own library and Hydra's have no part of a policy, but ``subprocess.Popen``: a file must not run what it likes."""
+    if str(target).split(".")[0] in sys.stdlib_module_names | {"hydra", "omegaconf"}:
+        raise UsageError(f"{where}: expected a class of this project or of a package of yours, found {target!r}")
 
 
 def _check_signature(node: dict[str, Any], path: str) -> None:

@@ -27,7 +27,8 @@ ARRAYS = (*NEEDED, "rewards", "terminals")
 RANGE_SLACK = 1e-3  # rounding beyond [-1, 1] that a normalised file may show
 _PICKLE_SUFFIXES = {".pkl", ".pickle"}
 _CONVERT = (
-    "Only npz files of plain arrays are read: convert it, or collect new ones with `python script/collect_demos.py`"
+    "Only npz files of plain arrays are read: `python script/convert_dataset.py <this file> <folder>` makes one of it, without "
+    "running it, or `python script/collect_demos.py` collects new ones"
 )
 _ZIP_START = b"PK\x03\x04"
 _SMALLER = (
@@ -199,8 +200,8 @@ def _check_range(array: np.ndarray, where: str) -> None:
         index = tuple(int(i) for i in np.argwhere(outside)[0])
         raise DatasetError(
             f"{where}{list(index)} is {array[index]:g}; expected values in [-1, 1]: the file is not normalised. "
-            "Normalise it with the min and "
-            "max in normalization.npz (env.normalizer.Normalizer), or collect it with `python script/collect_demos.py`"
+            "`python script/convert_dataset.py <this file> <folder>` normalises it, or collect it with "
+            "`python script/collect_demos.py`"
         )
 
 

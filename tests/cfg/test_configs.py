@@ -113,6 +113,14 @@ def test_a_typo_in_yaml_names_the_nearest_key(typo, nearest):
         ("train.n_epochs=0", "train.n_epochs: expected at least 1"),
         ("train.n_epochs=1.5", "train.n_epochs: expected int"),
         ("model._target_=model.nowhere.Net", "cannot import"),
+        (
+            "model._target_=subprocess.Popen",
+            "model._target_: expected a class of this project or of a package of yours, found 'subprocess.Popen'",
+        ),
+        (
+            "_target_=os.system",
+            "_target_: expected a class of this project or of a package of yours, found 'os.system'",
+        ),
         ("seed=${nowhere}", "nowhere"),
     ],
 )
