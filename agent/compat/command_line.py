@@ -32,7 +32,7 @@ def prepare(argv: list[str]) -> list[str]:
     arithmetic.register()
     args = get_args_parser().parse_args(argv)
     path = _file(args.config_dir, args.config_name)
-    if path is None or not is_published(_read(path)):
+    if path is None or not is_published(read(path)):
         return argv
     base = OmegaConf.load(RUN)
     for name, key in VARIABLES.items():
@@ -54,7 +54,12 @@ def _file(folder: str | None, name: str | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """A YAML file, not resolved.
+
+    Raises:
+        UsageError: it cannot be read, or is no YAML.
+    """
     try:
         return OmegaConf.load(path)
     except OSError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
 PRETRAIN = "agent.pretrain.pretrain.PretrainAgent"
 FINETUNE = "agent.finetune.finetune.FinetuneAgent"
 EVAL = "agent.eval.eval_agent.EvalAgent"
@@ -132,5 +134,7 @@ PARTS = ("network", "actor", "critic", "critic_q", "critic_v", "eta", "sde")  # 
 
 def is_published(cfg: object) -> bool:
     """Whether a configuration is one of DPPO's or D2PPO's: its ``_target_`` is one of their agents."""
-    target = cfg.get("_target_") if isinstance(cfg, Mapping) else None
+    if not isinstance(cfg, Mapping) or (isinstance(cfg, DictConfig) and OmegaConf.is_interpolation(cfg, "_target_")):
+        return False
+    target = cfg.get("_target_")
     return isinstance(target, str) and target in AGENTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import re
@@ -50,6 +51,9 @@ def adapt(cfg: DictConfig, overrides: Iterable[str] = ()) -> DictConfig:
         UsageError: as ``translate``; or something in it is not supported yet, by name.
     """
     if not targets.is_published(cfg):
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        if "stage" not in raw and "_target_" in raw:
+            raise UsageError(_unknown_agent(str(raw["_target_"])))
         return cfg
     found = translate(cfg, overrides)
     for line in found.notes.lines():
@@ -87,11 +91,22 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
     schema = {**COMMON, **STAGES[agent.stage]}
     if agent.ours is None:
         schema |= keys.NOT_YET | {"train": {**schema["train"], **keys.NOT_YET["train"]}}
-    notes.drop_unread(tree, schema | {"wandb": None}, "", _sources(cfg))
+    notes.drop_unread(tree, schema | {"wandb": _base("run")["wandb"]}, "", _sources(cfg))
     out = _on_base(tree)
     if missing:
         _check_the_rest(out, schema)
     return Translation(out, notes, missing)
+
+
+def _unknown_agent(target: str) -> str:
+    """A sentence on a ``_target_`` that is an agent neither here nor there."""
+    near = difflib.get_close_matches(target, targets.AGENTS, n=1)
+    hint = (
+        f"; did you mean {near[0]!r}?"
+        if near
+        else ". A configuration of one's own begins with /base/stage: pretrain, finetune or eval"
+    )
+    return f"_target_: there is no agent {target!r}, here or in the published code{hint}"
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -173,20 +188,23 @@ def _pretrain(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None
     if "normalization_path" in tree:
         return
     data = Path(str(tree.get("train_dataset_path"))).expanduser()
-    beside = data.with_name("normalization.npz")
-    alone = data.is_file() and not beside.is_file()  # where the data are still to be downloaded, so are these
-    tree["normalization_path"] = None if alone else str(beside)
-    if alone:
+    beside = data.parent / "normalization.npz"
+    without = (
+        "which is not there" if data.is_file() and not beside.is_file() else None
+    )  # else both are still to be downloaded
+    if tree["benchmark"] == "furniture":
+        without = "and furniture's is another kind of file"
+    tree["normalization_path"] = None if without else str(beside)
+    if without:
         notes.add(
-            "otherwise", "normalization_path", f"{beside} is not there, so the checkpoint will carry no statistics"
+            "otherwise", "normalization_path", f"would be {beside}, {without}: the checkpoint will carry no statistics"
         )
 
 
 def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
-    train, model = tree["train"], tree["model"]
-    if model["_target_"] == PPO_DIFFUSION:
-        model["reward_horizon"] = tree.pop("reward_horizon", tree.get("act_steps"))
-        _count_pairs(train, model, notes)
+    if tree["model"]["_target_"] == PPO_DIFFUSION:
+        tree["model"]["reward_horizon"] = tree.pop("reward_horizon", tree.get("act_steps"))
+        _count_pairs(tree, notes)
     if tree.get("base_policy_path") is None:
         tree["base_policy_path"] = SCRATCH
         notes.add("translated", "base_policy_path", f"none -> {SCRATCH}: random weights")
@@ -200,17 +218,21 @@ def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None
     _dataset_name(tree)
 
 
-def _count_pairs(train: dict[str, Any], model: dict[str, Any], notes: Notes) -> None:
-    """``train.batch_size`` counted chunks (each with all its tuned steps); here it counts pairs of a chunk and a step."""
-    chunks, steps = train.get("batch_size"), model.get("ft_denoising_steps")
-    if type(chunks) is not int or type(steps) is not int or notes.given("train.whole_chains"):
+def _count_pairs(tree: dict[str, Any], notes: Notes) -> None:
+    """``train.batch_size`` counted chunks (each with all its tuned steps) up to DPPO's v0.5, and in all of D2PPO; here, and in DPPO from v0.6
+    on, it counts pairs of a chunk and a step. A number that is larger than an iteration has chunks counts pairs."""
+    train, steps = tree["train"], tree["model"].get("ft_denoising_steps")
+    number, rollout = train.get("batch_size"), (train.get("n_steps"), tree["env"].get("n_envs"))
+    if notes.given("train.whole_chains") or any(type(count) is not int for count in (number, steps, *rollout)):
         return
-    train |= {"batch_size": chunks * steps, "whole_chains": True}
+    if number > rollout[0] * rollout[1]:
+        return
+    train |= {"batch_size": number * steps, "whole_chains": True}
     notes.add(
         "translated",
         "train.batch_size",
-        f"{chunks} chunks of {steps} denoising steps -> {chunks * steps} pairs in whole chains (DPPO from v0.6 on counts pairs: "
-        "train.whole_chains=false takes the number as such)",
+        f"{number} chunks of {steps} denoising steps -> {number * steps} pairs in whole chains (a file for DPPO v0.6 or later counts "
+        "pairs itself: give train.whole_chains=false)",
     )
 
 
@@ -237,13 +259,18 @@ def _eval(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
 
 
 def _images(tree: dict[str, Any], notes: Notes) -> None:
-    if "robomimic_image" in (tree["env"].get("wrappers") or {}) and "render_quality" not in tree["env"]:
+    if _sees(tree) and "render_quality" not in tree["env"]:
         tree["env"]["render_quality"] = "faithful"
         notes.add(
             "translated",
             "env.render_quality",
             "faithful: published image policies were trained on robosuite's own pixels",
         )
+
+
+def _sees(tree: dict[str, Any]) -> bool:
+    wrappers = tree["env"].get("wrappers")
+    return isinstance(wrappers, dict) and "robomimic_image" in wrappers
 
 
 def _dataset_name(tree: dict[str, Any]) -> None:
@@ -275,7 +302,7 @@ def _on_base(tree: dict[str, Any]) -> DictConfig:
     stage, benchmark = tree["stage"], tree["benchmark"]
     files = list(BASES[stage])
     if stage != "pretrain":
-        image = "_img" if "robomimic_image" in (tree["env"].get("wrappers") or {}) else ""
+        image = "_img" if _sees(tree) else ""
         files.append(f"benchmark/{benchmark}{image}_env")
     if tree["model"]["_target_"] == PPO_DIFFUSION:
         files.append("method/ft_ppo_diffusion")

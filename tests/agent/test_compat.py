@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from agent import compat
 from agent.agent import build
 from agent.compat import arithmetic, targets
+from agent.compat.command_line import read
 from agent.compat.policy import available
 from agent.config import register_resolvers, validate
 from agent.errors import UsageError
@@ -186,8 +189,10 @@ def test_a_minibatch_of_chunks_is_one_of_all_their_pairs(every):
     assert (every[CAN].cfg.train.batch_size, every[CAN].cfg.train.whole_chains) == (75000, True)
     pairs = translated(CAN, "train.whole_chains=false").cfg.train
     assert (pairs.batch_size, pairs.whole_chains) == (7500, False)
+    later = translated(CAN, "train.batch_size=50000").cfg.train  # an iteration has 300 x 50 chunks: it counts pairs
+    assert (later.batch_size, later.whole_chains) == (50000, None)
     gaussian = every["dppo/robomimic/finetune/can/ft_ppo_gaussian_mlp"].cfg.train
-    assert (gaussian.batch_size, gaussian.whole_chains) == (7500, None) if "whole_chains" in gaussian else True
+    assert gaussian.batch_size == 7500
 
 
 def test_values_go_where_they_belong(every):
@@ -228,6 +233,7 @@ def test_values_go_where_they_belong(every):
     }
     pre = every["d2ppo/robomimic/pretrain/can/pre_diffusion_mlp_dispersive"].cfg
     assert (pre.env_name, pre.wandb.entity, pre.ema.per) == ("can", None, "epoch")
+    assert every["dppo/furniture/pretrain/lamp_low/pre_diffusion_mlp"].cfg.normalization_path is None
     assert pre.normalization_path == "some data/robomimic/can/normalization.npz"  # both are still to be downloaded
 
 
@@ -272,6 +278,11 @@ def test_what_a_file_says_in_vain_is_named(caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"_target_": "agent.finetune.train_ppo_diffusion.TrainPPODiffusionAgent"},
+            "no agent .*; did you mean 'agent.finetune.train_ppo_",
+        ),
+        ({"_target_": 7}, "there is no agent '7'"),
         ({"train": None}, "train: expected a section, found None"),
         ({"model": [1]}, r"model: expected a section with a _target_, found \[1\]"),
         ({"model": {"_target_": "os.system"}}, "there is no class 'os.system' of a policy or network"),
@@ -289,6 +300,51 @@ def test_mistakes_are_named(change, message):
         cfg = OmegaConf.create({**tree(CAN), **change})
     with pytest.raises(UsageError, match=message):
         validate(compat.adapt(cfg))
+
+
+def test_a_damaged_file_is_refused_or_read(tmp_path):
+    """Values of another kind, keys gone, bytes cut out or changed: an error for a person, or a configuration that is valid."""
+    rng, file = random.Random(0), tmp_path / "damaged.yaml"
+    odd = [
+        None,
+        -1,
+        1e300,
+        [],
+        {},
+        [1, [2]],
+        "x",
+        "???",
+        "${nowhere}",
+        "${model}",
+        "${eval:'9**9**9'}",
+        {"_target_": "os.system"},
+    ]
+    ends = Counter()
+    for row in rng.sample(ROWS, 12):
+        for _ in range(7):
+            content = yaml.safe_load(text(row))
+            node = content
+            while isinstance(node, dict) and node:
+                key = rng.choice(sorted(node))
+                if rng.random() < 0.4 or not isinstance(node[key], dict):
+                    node[key] = rng.choice(odd)
+                    break
+                node = node[key]
+            damaged = bytearray(yaml.safe_dump(content).encode())
+            if rng.random() < 0.4:
+                start = rng.randrange(len(damaged))
+                damaged[start : start + 9] = rng.choice([b"", b"\xff", b": {", b"\t- &a *a"])
+            file.write_bytes(damaged)
+            try:
+                cfg = read(file)
+                for key in ("hydra", "defaults"):
+                    cfg.pop(key, None)
+                validate(compat.adapt(cfg))
+                ends["valid"] += 1
+            except UsageError as error:
+                ends["refused"] += 1
+                assert str(error)
+    assert ends["valid"] > 3 and ends["refused"] > 30
 
 
 def test_what_is_not_there_yet_is_refused_by_name():
