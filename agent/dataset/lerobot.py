@@ -34,6 +34,7 @@ from env.normalizer import Normalizer
 INFO = Path("meta") / "info.json"
 STATE, ACTION, REWARD = "observation.state", "action", "next.reward"
 PIECE = 64  # frames handed over at once
+_NUMBERS = ("episode_index", "frame_index")
 _MAX_INDEX = 10**6  # of a chunk or a file
 _VISUAL = ("video", "image")
 _PATHS = {  # templates that nobody changes; nothing that a file says is used as one
@@ -108,7 +109,8 @@ class _DataSet:
         for key, usual in _PATHS.items():
             if self.info.get(key) not in (None, usual):
                 raise DatasetError(f"{path}: {key}: expected {usual}, found {self.info[key]!r:.100}")
-        self._tables: dict[Path, Any] = {}
+        self._open: Path | None = None  # the data file that ``_arrays`` are of
+        self._arrays: dict[str, np.ndarray] = {}
 
     def width(self, key: str) -> int:
         """Columns of the feature ``key``, a vector of numbers."""
@@ -148,19 +150,17 @@ class _DataSet:
     def steps(self, episode: _Episode, wanted: Mapping[str, int]) -> dict[str, np.ndarray]:
         """The rows of one episode: ``key -> (length, width)``, in order of ``frame_index``."""
         path = self._file("data", "data", episode, ".parquet")
-        table = self._table(path, [*wanted, "episode_index", "frame_index"])
-        rows = self._rows(table, episode, path)
-        return {key: column(table, key, width, str(path))[rows] for key, width in wanted.items()}
+        if path != self._open:  # episodes come in order: one file at a time is enough
+            table = read_table(path, [*wanted, *_NUMBERS])
+            self._arrays = {key: column(table, key, width, str(path)) for key, width in wanted.items()}
+            self._arrays |= {key: column(table, key, 0, str(path), kinds="iu") for key in _NUMBERS}
+            self._open = path
+        rows = self._rows(self._arrays, episode, path)
+        return {key: self._arrays[key][rows] for key in wanted}
 
-    def _table(self, path: Path, columns: Sequence[str]) -> Any:
-        if path not in self._tables:
-            self._tables.clear()  # episodes come in order: one file at a time is enough
-            self._tables[path] = read_table(path, columns)
-        return self._tables[path]
-
-    def _rows(self, table: Any, episode: _Episode, path: Path) -> np.ndarray:
-        rows = np.flatnonzero(column(table, "episode_index", 0, str(path), kinds="iu") == episode.index)
-        frames = column(table, "frame_index", 0, str(path), kinds="iu")[rows]
+    def _rows(self, arrays: Mapping[str, np.ndarray], episode: _Episode, path: Path) -> np.ndarray:
+        rows = np.flatnonzero(arrays["episode_index"] == episode.index)
+        frames = arrays["frame_index"][rows]
         if len(rows) != episode.length or not np.array_equal(frames, np.arange(episode.length)):
             raise DatasetError(
                 f"{path}: episode {episode.index}: expected frames 0 to {episode.length - 1} as meta/episodes says, found "
@@ -219,8 +219,7 @@ class _DataSet:
     def _frames(self, key: str, episodes: Sequence[_Episode], size: tuple[int, int]) -> Iterator[np.ndarray]:
         """Frame after frame of ``episodes``, ``(H, W, 3)`` uint8."""
         if self.features[key]["dtype"] == "image":
-            for episode in episodes:
-                yield from self._stills(key, episode, size)
+            yield from self._stills(key, episodes, size)
             return
         path, stream, at = None, iter(()), 0
         for episode in episodes:
@@ -248,13 +247,17 @@ class _DataSet:
             )
         return math.floor(seconds * self.fps + 0.5)
 
-    def _stills(self, key: str, episode: _Episode, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    def _stills(self, key: str, episodes: Sequence[_Episode], size: tuple[int, int]) -> Iterator[np.ndarray]:
         """Images kept in the table itself, as PNG or JPEG: ``{bytes, path}``."""
-        path = self._file("data", "data", episode, ".parquet")
-        table = read_table(path, [key, "episode_index", "frame_index"])
-        for row in self._rows(table, episode, path):
-            cell = table[key][int(row)].as_py()
-            yield _still(cell.get("bytes") if isinstance(cell, dict) else cell, size, f"{path}: {key}, row {row}")
+        path, table, arrays = None, None, {}
+        for episode in episodes:
+            wanted = self._file("data", "data", episode, ".parquet")
+            if wanted != path:
+                path, table = wanted, read_table(wanted, [key, *_NUMBERS])
+                arrays = {name: column(table, name, 0, str(path), kinds="iu") for name in _NUMBERS}
+            for row in self._rows(arrays, episode, path):
+                cell = table[key][int(row)].as_py()
+                yield _still(cell.get("bytes") if isinstance(cell, dict) else cell, size, f"{path}: {key}, row {row}")
 
 
 def _still(data: Any, size: tuple[int, int], where: str) -> np.ndarray:
