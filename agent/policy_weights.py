@@ -7,15 +7,21 @@ for diffusion together with the first: its last ``K`` denoising steps only). ``p
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from agent.compat import is_published
+from agent.compat.arithmetic import register
+from agent.compat.notes import Notes
+from agent.compat.policy import translate_policy
 from agent.errors import CheckpointError
 from model.diffusion.diffusion_ppo import PPODiffusion
 from model.diffusion.process import DiffusionProcess
@@ -59,24 +65,28 @@ def fit(
         raise CheckpointError(
             f"policy_weights=ema: {where} is a fine-tuned checkpoint, which holds no averaged weights"
         )
+    tuned, base = (any(key.startswith(prefix) for key in state) for prefix in ("actor_ft.", "actor."))
+    if choice == "base" and not (tuned and base):
+        raise CheckpointError(f"policy_weights=base: {where} does not keep the policy that it started from")
     chosen = get_class(node["_target_"])
     if hasattr(chosen, "load_base"):  # a policy that is fine-tuned: it takes everything
         return node, state
-    tuned = any(key.startswith("actor_ft.") for key in state)
     if choice == "base":
-        if not tuned:
-            raise CheckpointError(f"policy_weights=base: {where} does not keep the policy that it started from")
         return node, _renamed(state, "actor.")
     if not tuned or not issubclass(chosen, DiffusionProcess):
         return node, _renamed(state, "actor_ft." if tuned else "network.")
     steps = node.get("ft_denoising_steps") or config.get("ft_denoising_steps")
     steps = steps or (payload.get("config") or {}).get("ft_denoising_steps")
-    return _two_networks(node, steps, where), {key: x for key, x in state.items() if not key.startswith("critic.")}
+    unused = ("critic.",) if node.get("use_ddim") else ("critic.", "eta.")
+    kept = {key: value for key, value in state.items() if not key.startswith(unused)}
+    if node.get("use_ddim"):  # tuned as DDPM: it has no noise level, and an evaluation asks for none
+        kept.setdefault("eta.eta_logit", torch.tensor(math.inf))
+    return _two_networks(node, steps, where), kept
 
 
 def base_everywhere(policy: nn.Module) -> None:
     """Let the tuned copy of a fine-tuned ``policy`` be its base again, in place."""
-    if hasattr(policy, "actor_ft"):
+    if hasattr(policy, "actor_ft"):  # else it was built from the base alone
         policy.actor_ft.load_state_dict(policy.actor.state_dict())
 
 
@@ -129,13 +139,6 @@ def plain_config(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     Raises:
         CheckpointError, UsageError: it does not resolve, or cannot be built here.
     """
-    try:
-        from agent.compat import is_published
-        from agent.compat.arithmetic import register
-        from agent.compat.notes import Notes
-        from agent.compat.policy import translate_policy
-    except ImportError:
-        is_published = bool_false
     if not is_published(config):
         return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
     register()
@@ -147,10 +150,6 @@ def plain_config(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     if missing:
         raise CheckpointError("; ".join(missing))
     return tree
-
-
-def bool_false(_: object) -> bool:
-    return False
 
 
 def _value(config: DictConfig, key: str) -> Any:

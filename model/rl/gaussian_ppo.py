@@ -39,6 +39,7 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
     """
 
     n_chain_steps = 1  # K
+    keeps_base = True  # beside the tuned network, as published
 
     def __init__(
         self,
@@ -54,7 +55,8 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
     ) -> None:
         super().__init__(actor, horizon_steps, randn_clip_value)
         self.actor_ft = self.network  # one module, two published names
-        self.actor = copy.deepcopy(actor).requires_grad_(False)
+        if self.keeps_base:
+            self.actor = copy.deepcopy(actor).requires_grad_(False)
         self.critic = critic
         self.clip_ploss_coef, self.clip_vloss_coef = clip_ploss_coef, clip_vloss_coef
         self.clip_advantage_lower_quantile = clip_advantage_lower_quantile
@@ -73,7 +75,8 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         start = {key: value for key, value in own.items() if key == "network.logvar"}
         bounds = {key: value for key, value in own.items() if key.startswith("network.logvar_m")}
         load_pretrained(self.network, {**start, **state_dict, **bounds})
-        self.actor.load_state_dict(self.network.state_dict(), strict=True)
+        if self.keeps_base:
+            self.actor.load_state_dict(self.network.state_dict(), strict=True)
 
     @torch.no_grad()
     def sample(

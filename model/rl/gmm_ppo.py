@@ -7,8 +7,12 @@ from model.rl.gaussian_ppo import PPO_Gaussian
 
 
 class PPO_GMM(PPO_Gaussian, GMMModel):  # noqa: N801 (published name)
-    """Tuned network, frozen base and critic, as in ``PPO_Gaussian``; actions and log-probabilities are those of ``GMMModel``.
+    """Tuned network and critic, as in ``PPO_Gaussian``; actions and log-probabilities are those of ``GMMModel``.
+
+    As published, the base is not kept: the ``state_dict`` is ``network.*`` and ``actor_ft.*`` (the same) and ``critic.*``.
 
     Args:
         actor: a fresh network (``GMM_MLP``, ``GMM_Transformer``).
     """
+
+    keeps_base = False

@@ -17,6 +17,7 @@ from agent.checkpoint import load_policy
 from agent.errors import CheckpointError
 from env.normalizer import Normalizer
 from tests import published_files as files
+from tests.model.test_published_layouts import STRUCTURES, layout
 from tests.published_files import DA, DDIM, DO, FINETUNED, NETWORK, PRETRAINED, TA, TUNED, put
 
 
@@ -100,6 +101,14 @@ def test_a_ddim_chain_keeps_its_noise_level_where_a_pre_training_class_is_given(
     assert torch.equal(act(policy), act(load_policy(path, {"model": {**FINETUNED, **DDIM, "ft_denoising_steps": 2}})))
 
 
+def test_ddim_and_ddpm_may_change_places_where_a_pre_training_class_is_given(tmp_path):
+    for trained, evaluated in ((True, {}), (False, DDIM)):
+        path = put(tmp_path, files.finetuned(ddim=trained))
+        policy = load_policy(path, {"model": {**PRETRAINED, **evaluated}, "ft_denoising_steps": 2})
+        tuned = files.finetuned()["model"]["actor_ft.mlp_mean.layers.0.weight"]
+        assert torch.equal(policy.actor_ft.mlp_mean.layers[0].weight, tuned) and act(policy).isfinite().all()
+
+
 def test_a_baseline_without_a_tuned_copy_gives_its_actor(tmp_path):
     """RWR, AWR, DQL, ...: one network under the names ``network`` and ``actor``, and critics."""
     state = {key: x for key, x in files.finetuned()["model"].items() if not key.startswith("actor_ft.")}
@@ -130,7 +139,6 @@ def test_gaussian_files(tmp_path):
 
 def test_the_configuration_beside_a_published_run(tmp_path):
     """Hydra's own copy, as the published code leaves it: unresolved, with classes and arguments of theirs."""
-    pytest.importorskip("agent.compat")
     path = put(tmp_path, files.pretrained())
     folder = tmp_path / ".hydra"
     folder.mkdir()
@@ -252,3 +260,63 @@ def test_what_does_not_fit_names_the_key(tmp_path):
         load_policy(path, {"model": {**PRETRAINED, "network": {**NETWORK, "time_dim": 18}}})
     with pytest.raises(CheckpointError, match=r"actor\.time_embedding.*missing"):
         load_policy(path, {"model": FINETUNED})
+
+
+def published_policy(name: str, critic: str | None) -> tuple[dict, dict]:
+    """The configuration and the checkpoint of a published network, pre-trained or (with a critic's name) tuned by PPO."""
+    structure = STRUCTURES[name]
+    network = {"_target_": structure["class"], **structure["arguments"]}
+    shapes, kind = dict(layout(name)), structure["class"].rsplit(".", 1)[1].partition("_")[0]
+    zeros = lambda prefix, sizes: {prefix + key: torch.zeros(()).expand(size) for key, size in sizes.items()}  # noqa: E731
+    model = {"horizon_steps": network.get("horizon_steps", 4)}
+    if kind not in ("Gaussian", "GMM"):
+        kind = "Diffusion"
+        model |= {"obs_dim": network["cond_dim"], "action_dim": network["action_dim"], "denoising_steps": 20}
+    if critic is None:
+        module = {"Gaussian": "common.gaussian", "GMM": "common.gmm", "Diffusion": "diffusion.diffusion"}[kind]
+        state = zeros("network.", shapes)
+        return {**model, "_target_": f"model.{module}.{kind}Model", "network": network}, {
+            "epoch": 3,
+            "model": state,
+            "ema": state,
+        }
+    target = {"Gaussian": "rl.gaussian_ppo.PPO_Gaussian", "GMM": "rl.gmm_ppo.PPO_GMM"}.get(
+        kind, "diffusion.diffusion_ppo.PPODiffusion"
+    )
+    model |= {"_target_": f"model.{target}", "actor": network}
+    model["critic"] = {"_target_": STRUCTURES[critic]["class"], **STRUCTURES[critic]["arguments"]}
+    parts = ["network.", "actor_ft.", *([] if kind == "GMM" else ["actor."])]
+    state = {key: x for prefix in parts for key, x in zeros(prefix, shapes).items()} | zeros(
+        "critic.", dict(layout(critic))
+    )
+    if kind == "Diffusion":
+        model |= {"ft_denoising_steps": 5, "use_ddim": True, "ddim_steps": 5}
+        state["eta.eta_logit"] = torch.tensor(float("inf"))
+    return model, {"itr": 3, "model": state}
+
+
+def smallest() -> list[str]:
+    """Of every class and list of keys, the published network with the fewest parameters."""
+    sizes = {name: sum(torch.Size(shape).numel() for _, shape in layout(name)) for name in STRUCTURES}
+    actors = [name for name in STRUCTURES if "Critic" not in name]
+    kinds = {(STRUCTURES[name]["class"], STRUCTURES[name]["keys"]) for name in actors}
+    return sorted(
+        min((n for n in actors if (STRUCTURES[n]["class"], STRUCTURES[n]["keys"]) == kind), key=sizes.get)
+        for kind in kinds
+    )
+
+
+@pytest.mark.parametrize("tuned", [False, True], ids=["pre-trained", "fine-tuned"])
+@pytest.mark.parametrize("name", smallest())
+def test_every_published_layout_loads_and_saves_back(tmp_path, name, tuned):
+    critic = {False: None, True: "ViTCritic_100" if "Vision" in name else "CriticObs_000"}[tuned]
+    model, content = published_policy(name, critic)
+    path = put(tmp_path, content)
+    policy = load_policy(path, {"model": model})
+    payload = {**checkpoint.load(path), "model": policy.state_dict()}
+    portable.write_published(tmp_path / "back.pt", payload)
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(back) == list(content)
+    for key, value in content["model"].items():
+        assert back["model"][key].shape == value.shape and back["model"][key].dtype == value.dtype, key
+    assert back["model"].keys() == content["model"].keys()

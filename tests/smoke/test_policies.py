@@ -75,28 +75,32 @@ def test_pretraining_fine_tuning_and_evaluation(kind, folder):
     cfg = config(f"finetune/lift/ft_ppo_{kind}", data, *tuned, f"log_root={folder}", f"logdir={folder / kind}")
     assert base_policy.find(cfg) == pre / "checkpoint" / "state_4.pt"  # its own kind, whatever else was trained since
     agent = FinetuneAgent(cfg)
-    base = {key: value.clone() for key, value in agent.policy.actor.state_dict().items()}
+    base = {key: value.clone() for key, value in agent.policy.network.state_dict().items()}  # as it starts
     result = agent.run()
     after = agent.policy.state_dict()
     rows = [json.loads(line) for line in (folder / kind / "metrics.jsonl").read_text().splitlines()]
     assert max(row.get("self_check/max_abs_log_ratio", 0) for row in rows) < 1e-4
-    assert all(torch.equal(value, base[key]) for key, value in agent.policy.actor.state_dict().items())
+    kept = agent.policy.actor.state_dict() if hasattr(agent.policy, "actor") else {}  # a mixture keeps none
+    assert all(torch.equal(value, base[key]) for key, value in kept.items()) and bool(kept) is not kind.startswith(
+        "gmm"
+    )
     moved = [key for key, value in base.items() if not torch.equal(after[f"actor_ft.{key}"], value)]
     still = {key for key in base if key not in moved and ".norm2." not in key and "logvar_m" not in key}
     assert moved and not still
 
-    name = "diffusion_unet" if "diffusion" in kind else "gaussian_mlp"
     evaluation = config(
-        f"eval/lift/eval_{name}", data, "env.n_envs=7", "n_episodes=23", f"base_policy_path={result['checkpoint']}",
+        f"eval/lift/eval_{kind}", data, "env.n_envs=7", "n_episodes=23", f"base_policy_path={result['checkpoint']}",
         f"logdir={folder / kind / 'eval'}", "eval_seed=2000000",
     )  # fmt: skip
     assert EvalAgent(evaluation).run()["successes"] == result["after"]["successes"]
 
 
-def test_a_base_of_another_kind_is_not_taken(folder):
-    other = config("finetune/lift/ft_ppo_gaussian_mlp", f"log_root={folder}")
+@pytest.mark.parametrize("leaf", ["finetune/lift/ft_ppo_gaussian_mlp", "eval/lift/eval_gaussian_mlp"])
+def test_a_base_of_another_kind_is_not_taken(leaf, folder):
     with pytest.raises(CheckpointError, match=r"none of the 4 .*\n.*--config-name=pre_gaussian_mlp "):
-        base_policy.find(other)
+        base_policy.find(config(leaf, f"log_root={folder}"))
+    mixture = folder / "robomimic-pretrain" / "point_mass_pre_gmm_mlp" / "run" / "checkpoint" / "state_4.pt"
+    assert base_policy.find(config("eval/lift/eval_gmm_mlp", f"log_root={folder}")) == mixture
 
 
 @pytest.mark.parametrize("kind", ["gaussian_mlp", "diffusion_unet"])
