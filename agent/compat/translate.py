@@ -185,19 +185,31 @@ def _world(tree: dict[str, Any]) -> list[str]:
 def _pretrain(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
     """The data set says where its statistics are; the original did not ask for them before fine-tuning."""
     tree.setdefault("env_name", str(names.get("env")))
+    _dispersion(tree, notes)
     if "normalization_path" in tree:
         return
     data = Path(str(tree.get("train_dataset_path"))).expanduser()
     beside = data.parent / "normalization.npz"
-    without = (
-        "which is not there" if data.is_file() and not beside.is_file() else None
-    )  # else both are still to be downloaded
-    if tree["benchmark"] == "furniture":
+    without = None
+    if data.is_file() and not beside.is_file():  # where there are no data either, both are downloaded
+        without = "which is not there"
+    elif tree["benchmark"] == "furniture":
         without = "and furniture's is another kind of file"
     tree["normalization_path"] = None if without else str(beside)
     if without:
         notes.add(
             "otherwise", "normalization_path", f"would be {beside}, {without}: the checkpoint will carry no statistics"
+        )
+
+
+def _dispersion(tree: dict[str, Any], notes: Notes) -> None:
+    """The published dispersive loss is not what it says (spec: saturated, on the network's output); here it is, unless asked otherwise."""
+    model = tree["model"]
+    if model.get("use_dispersive_loss") and "dispersive_loss_variant" not in model:
+        notes.add(
+            "otherwise",
+            "model.dispersive_loss_*",
+            "acts on hidden features, with distances per dimension (model.dispersive_loss_variant=released: as published)",
         )
 
 

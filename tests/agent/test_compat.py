@@ -140,12 +140,19 @@ def test_every_policy_whose_algorithm_is_here_builds_with_the_published_keys(eve
             found = shapes(build(model))
             networks = {name: shapes(build_network(**_called(node))) for name, node in parts(model).items()}
         expected = {f"critic.{key}": shape for key, shape in networks.get("critic", {}).items()}
-        for prefix in ("network", "actor", "actor_ft") if "actor" in networks else ("network",):
+        for prefix in prefixes(model):
             network = networks["actor" if "actor" in networks else "network"]
             expected |= {f"{prefix}.{key}": shape for key, shape in network.items()}
         if model.get("use_ddim") and "actor" in networks:
             expected["eta.eta_logit"] = ()
         assert found == expected, row
+
+
+def prefixes(model: dict) -> tuple[str, ...]:
+    """Under which names a policy keeps its network; a mixture's fine-tuning does not keep its base."""
+    if "actor" not in model:
+        return ("network",)
+    return ("network", "actor_ft") if model["_target_"].endswith("PPO_GMM") else ("network", "actor", "actor_ft")
 
 
 def _called(node: dict) -> dict:
@@ -231,7 +238,15 @@ def test_values_go_where_they_belong(every):
         "min_eta": 0.1,
         "max_eta": 1.0,
     }
-    pre = every["d2ppo/robomimic/pretrain/can/pre_diffusion_mlp_dispersive"].cfg
+    found = every["d2ppo/robomimic/pretrain/can/pre_diffusion_mlp_dispersive"]
+    pre = found.cfg
+    assert "model.dispersive_loss_*" in found.notes.keys("otherwise") and pre.model.dispersive_loss_weight == 0.5
+    released = "model.dispersive_loss_variant=released"
+    found = translated("d2ppo/robomimic/pretrain/can/pre_diffusion_mlp_dispersive", released)
+    assert (
+        "model.dispersive_loss_*" not in found.notes.keys("otherwise")
+        and found.cfg.model.dispersive_loss_variant == "released"
+    )
     assert (pre.env_name, pre.wandb.entity, pre.ema.per) == ("can", None, "epoch")
     assert every["dppo/furniture/pretrain/lamp_low/pre_diffusion_mlp"].cfg.normalization_path is None
     assert pre.normalization_path == "some data/robomimic/can/normalization.npz"  # both are still to be downloaded
