@@ -31,7 +31,7 @@ def prepare(argv: list[str]) -> list[str]:
     """
     arithmetic.register()
     args = get_args_parser().parse_args(argv)
-    path = _file(args.config_dir, args.config_name)
+    path = _file(args.config_dir, args.config_path, args.config_name)
     if path is None or not is_published(read(path)):
         return argv
     base = OmegaConf.load(RUN)
@@ -47,10 +47,12 @@ def prepare(argv: list[str]) -> list[str]:
     return [*theirs[:first], *added, *theirs[first:]]
 
 
-def _file(folder: str | None, name: str | None) -> Path | None:
+def _file(folder: str | None, instead: str | None, name: str | None) -> Path | None:
+    """The file of ``--config-name`` in ``--config-dir``, or in ``--config-path``, which to Hydra is relative to the script."""
     if not name:
         return None
-    path = (Path(folder) if folder else CFG) / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    where = Path(folder) if folder else CFG.parent / "script" / instead if instead else CFG
+    path = where / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     return path if path.is_file() else None
 
 

@@ -448,6 +448,7 @@ def test_the_command_line_of_a_published_file(tmp_path, monkeypatch):
     assert {"++hydra.output_subdir=null", "++hydra.run.dir='.'", "++log_root='log'"} <= set(found)
     assert not any("hydra.job.chdir=false" in word for word in found)
     assert (os.environ["DPPO_LOG_DIR"], os.environ["DPPO_WANDB_ENTITY"]) == ("log", "")
+    assert "++seed=7" in compat.prepare([f"--config-path={tmp_path}", "--config-name=theirs.yaml", "seed=7"])
     own = ["--config-name=pre_diffusion_mlp", f"--config-dir={runs.ROOT}/cfg/robomimic/pretrain/lift", "wandb=null"]
     assert compat.prepare(own) == own
     with pytest.raises(UsageError, match=r"broken\.yaml: expected a YAML file, but it cannot be read"):
