@@ -21,7 +21,7 @@ def test_damaged_files_load_or_are_refused():
 
 
 def test_whatever_goes_wrong_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz, "PATIENCE", 5.0)
+    monkeypatch.setattr(fuzz, "PATIENCE", 3.0)
     reader = fuzz.Worker(tmp_path, tmp_path, [])
     found = {}
     for name, (expected, _) in fuzz_cases.PROBES.items():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from agent import memory
+from agent.dataset import demos
 from agent.dataset.demos import read_demos
 from agent.dataset.image_stream import save_demos_streamed
 from agent.dataset.sequence import StitchedSequenceDataset
@@ -136,5 +137,6 @@ def test_a_small_file_that_would_fill_memory(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "train.npz", **many, traj_lengths=np.array([2**18]))
     assert (tmp_path / "train.npz").stat().st_size < 2**16
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**22)
+    monkeypatch.setattr(demos, "WORTH_A_WORD", 2**23)
     with pytest.raises(UsageError, match="needs 12.0 MiB of memory"):
         read_demos(tmp_path / "train.npz")
