@@ -48,6 +48,7 @@ VERSIONS = ("v4", "v5")
 # A robot is one kinematic tree: looking for the islands of its constraints finds all of them, changes no bit and costs a
 # tenth of the time. Releases of mujoco that do not know the flag do not look.
 NO_ISLANDS = int(getattr(mujoco.mjtDisableBit, "mjDSBL_ISLAND", 0))
+WIDER = 25  # how much the floor of videos is larger than Gymnasium's 80 m
 STABLE_LIMIT = 1e6  # m, rad, m/s, rad/s: nothing that Gymnasium would go on with may be cut
 FRAME_SKIP, NV, NU, UNHEALTHY_EARNS, N_IDS = range(5)  # ids
 (LIMIT, DT, CONTROL_COST, HEALTHY_REWARD, Z_MIN, Z_MAX, ANGLE_MIN, ANGLE_MAX, STATE_MAX, VELOCITY_MAX, N_FACTS) = range(
@@ -172,8 +173,12 @@ class Locomotion(Family):
         return rng.uniform(-scale, scale, 2 * n)
 
     def render_model(self) -> mujoco.MjModel:
-        """See ``Family.render_model``: nothing is hidden."""
-        return mujoco.MjModel.from_xml_path(self._path)
+        """See ``Family.render_model``: nothing is hidden, and the floor is drawn wider (HalfCheetah runs off Gymnasium's)."""
+        model = mujoco.MjModel.from_xml_path(self._path)
+        floor = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+        model.geom_size[floor, :2] *= WIDER
+        model.mat_texrepeat[model.geom_matid[floor]] *= WIDER  # the pattern keeps its size
+        return model
 
 
 def _asset(name: str) -> str:
