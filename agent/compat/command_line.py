@@ -32,7 +32,7 @@ def prepare(argv: list[str]) -> list[str]:
     arithmetic.register()
     args = get_args_parser().parse_args(argv)
     path = _file(args.config_dir, args.config_path, args.config_name)
-    if path is None or not is_published(read(path)):
+    if path is None or not _published(path):
         return argv
     base = OmegaConf.load(RUN)
     for name, key in VARIABLES.items():
@@ -54,6 +54,16 @@ def _file(folder: str | None, instead: str | None, name: str | None) -> Path | N
     where = Path(folder) if folder else CFG.parent / "script" / instead if instead else CFG
     path = where / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     return path if path.is_file() else None
+
+
+def _published(path: Path, depth: int = 3) -> bool:
+    """Whether a file is a published one, or is made from one that lies beside it (``defaults``)."""
+    content = read(path)
+    if is_published(content) or depth == 0 or not OmegaConf.is_dict(content):
+        return is_published(content)
+    parts = OmegaConf.to_container(content, resolve=False).get("defaults")
+    named = [path.parent / f"{part}.yaml" for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
+    return any(_published(part, depth - 1) for part in named if part.is_file())
 
 
 def read(path: Path) -> Any:

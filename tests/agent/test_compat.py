@@ -448,6 +448,8 @@ def test_the_command_line_of_a_published_file(tmp_path, monkeypatch):
     assert {"++hydra.output_subdir=null", "++hydra.run.dir='.'", "++log_root='log'"} <= set(found)
     assert not any("hydra.job.chdir=false" in word for word in found)
     assert (os.environ["DPPO_LOG_DIR"], os.environ["DPPO_WANDB_ENTITY"]) == ("log", "")
+    (tmp_path / "mine.yaml").write_text("defaults: [theirs, _self_]\nseed: 7\n")
+    assert "++device=cpu" in compat.prepare([where[0], "--config-name=mine", "device=cpu"])
     assert "++seed=7" in compat.prepare([f"--config-path={tmp_path}", "--config-name=theirs.yaml", "seed=7"])
     own = ["--config-name=pre_diffusion_mlp", f"--config-dir={runs.ROOT}/cfg/robomimic/pretrain/lift", "wandb=null"]
     assert compat.prepare(own) == own
