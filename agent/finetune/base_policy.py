@@ -56,16 +56,16 @@ def _fits(config: Mapping[str, Any], cfg: DictConfig) -> bool:
     return (
         all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None)
         and config.get("network_name") in (None, cfg.get("network_name"))
-        and ("denoising_steps" in config) == ("denoising_steps" in cfg)
+        and _kind(config) == _kind(cfg)
         and (actor is None or actor["_target_"] == config["model"]["network"]["_target_"])
     )
 
 
-def _kind(cfg: DictConfig) -> str:
-    """What the name of the pre-training configuration says of the policy."""
+def _kind(cfg: Mapping[str, Any]) -> str:
+    """What the names of configurations say of the policy: who denoises does diffusion, the others say in the run's name who they are."""
     if "denoising_steps" in cfg:
         return "diffusion"
-    return "gmm" if "_gmm_" in cfg.name else "gaussian"
+    return "gmm" if "_gmm_" in str(cfg.get("name")) else "gaussian"
 
 
 def read_base(path: Path) -> dict[str, Any]:

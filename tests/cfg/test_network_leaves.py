@@ -58,6 +58,7 @@ LEAVES = {
         "train.augment": True, "train.update_epochs": 8, "train.actor_lr_scheduler.first_cycle_steps": 500, "model.actor.augment": False,
         "model.actor.num_img": 2, "model.actor.fixed_std": 0.08,
     },
+    "d3il/eval/avoid_m2/eval_gmm_mlp": {"name": "avoiding-m5_m2_eval_gmm_mlp_ta4"},
     "d3il/finetune/avoid_m2/ft_ppo_gmm_mlp": AVOID | {"model.actor.learn_fixed_std": False, "name": "avoiding-m5_m2_gmm_mlp_ta4"},
     "d3il/finetune/avoid_m3/ft_ppo_gaussian_mlp": AVOID | {"model.randn_clip_value": 3, "name": "avoiding-m5_m3_gaussian_mlp_ta4"},
     "d3il/pretrain/avoid_m1/pre_gmm_mlp": {"train.n_epochs": 10000, "train.batch_size": 32, "name": "avoid_m1_pre_gmm_mlp_ta4"},
@@ -109,3 +110,4 @@ def test_none_of_the_policies_of_this_file_is_left_out():
         for name in ("diffusion_unet", "gmm_mlp", "gaussian_transformer", "gmm_transformer", "gaussian_mlp_img"):
             assert (ROOT / f"cfg/robomimic/pretrain/{task}/pre_{name}.yaml").is_file()
             assert (ROOT / f"cfg/robomimic/finetune/{task}/ft_ppo_{name}.yaml").is_file()
+            assert (ROOT / f"cfg/robomimic/eval/{task}/eval_{name}.yaml").is_file()

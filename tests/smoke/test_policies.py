@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from agent import checkpoint
+from agent.agent import build
 from agent.errors import CheckpointError
 from agent.eval.eval_agent import EvalAgent
 from agent.finetune import base_policy
@@ -96,11 +100,17 @@ def test_pretraining_fine_tuning_and_evaluation(kind, folder):
 
 
 @pytest.mark.parametrize("leaf", ["finetune/lift/ft_ppo_gaussian_mlp", "eval/lift/eval_gaussian_mlp"])
-def test_a_base_of_another_kind_is_not_taken(leaf, folder):
+def test_a_base_of_another_kind_is_not_taken(leaf, tmp_path):
+    paths = {}
+    for kind in POLICIES:
+        cfg = config(f"pretrain/lift/pre_{kind}", *settings(kind, "model.network"), f"log_root={tmp_path}")
+        paths[kind] = Path(cfg.logdir) / "checkpoint" / "state_7.pt"
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        checkpoint.save(paths[kind], {"kind": "pretrain", "model": build(cfg.model).state_dict(), "config": plain})
     with pytest.raises(CheckpointError, match=r"none of the 4 .*\n.*--config-name=pre_gaussian_mlp "):
-        base_policy.find(config(leaf, f"log_root={folder}"))
-    mixture = folder / "robomimic-pretrain" / "point_mass_pre_gmm_mlp" / "run" / "checkpoint" / "state_4.pt"
-    assert base_policy.find(config("eval/lift/eval_gmm_mlp", f"log_root={folder}")) == mixture
+        base_policy.find(config(leaf, f"log_root={tmp_path}"))
+    for kind in POLICIES:
+        assert base_policy.find(config(f"eval/lift/eval_{kind}", f"log_root={tmp_path}")) == paths[kind]
 
 
 @pytest.mark.parametrize("kind", ["gaussian_mlp", "diffusion_unet"])
