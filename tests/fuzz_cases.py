@@ -228,6 +228,8 @@ def _seed_parquet(root: Path) -> None:
 
     shutil.rmtree(root / "frames")
     write_lerobot(root / "frames", LENGTHS, videos=False, stills=True)
+    shutil.rmtree(root / "video")
+    write_lerobot(root / "video", LENGTHS[:2])
     for name in ("episodes", "info"):
         shutil.rmtree(root / name)
         shutil.copytree(root / "frames", root / name)
@@ -410,6 +412,7 @@ def _config(folder: Path) -> None:
     validate(compat.adapt(cfg, []))
 
 
+_CAMERA = "observation.images.front"
 CASES = {
     "demos": Case("npz", "train.npz", _demos, archive),
     "stored": Case("npz", "train.npz", _demos, archive),
@@ -427,6 +430,7 @@ CASES = {
     "d4rl": Case("hdf5", "x.hdf5", lambda f: _whatever(f / "x.hdf5"), raw),
     "frames": Case("parquet", "data/chunk-000/file-000.parquet", lambda f: _whatever(f, cameras=()), raw),
     "episodes": Case("parquet", "meta/episodes/chunk-000/file-000.parquet", _whatever, raw),
+    "video": Case("mp4", f"videos/{_CAMERA}/chunk-000/file-000.mp4", lambda f: _whatever(f, cameras=("front",)), raw),
     "info": Case("parquet", "meta/info.json", _whatever, lines),
 }
 

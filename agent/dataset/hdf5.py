@@ -2,11 +2,18 @@
 
 A file may be damaged or made to deceive: it can claim more data than it has, or that they lie in another file. What is read
 here is in the file itself and no larger than the file can hold, and whatever HDF5's library says of the rest becomes one error.
+Before this process opens a file another one looks through it (``hdf5_probe.py``), which may crash or never end.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import selectors
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +21,15 @@ from typing import Any
 import h5py
 import numpy as np
 
+from agent.dataset.hdf5_probe import BYTES_PER_SECOND, MAX_RATIO, SECONDS, UNWRITTEN
 from agent.errors import DatasetError, UsageError
 from env.errors import EnvError
 
 _DAMAGE = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError, SystemError,
 )  # fmt: skip
-_MAX_RATIO = 1100  # the best that deflate does is 1032 bytes in one
-_UNWRITTEN = 2**20  # bytes that a file may claim without having them (HDF5 fills them in)
+BUSY = 20.0  # how much longer things may take on a machine that does others
+_START_SECONDS = 120.0
 
 
 def open_hdf5(path: Path, whose: str) -> h5py.File:
@@ -34,8 +42,71 @@ def open_hdf5(path: Path, whose: str) -> h5py.File:
         raise DatasetError(f"{path}: no such file; expected an HDF5 file of {whose}")
     if not h5py.is_hdf5(path):
         raise DatasetError(f"{path}: no HDF5 file (it does not begin like one). Download it again")
+    _PROBE.check(path)
     with reading(path):
         return h5py.File(path, "r")
+
+
+class _Probe:
+    """The process that looks through files first; started when it is needed, and anew after a file was too much for it."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+        self._child: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._good: dict[str, tuple[int, int, int]] = {}  # path -> the state of the file that did
+
+    def check(self, path: Path) -> None:
+        """Raise ``DatasetError`` for a file that makes HDF5's library crash or loop."""
+        with self._lock:
+            try:
+                where, stat = str(path.resolve()), path.stat()
+                state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                if "\n" in where or self._good.get(where) == state:
+                    return
+                answer, code = self._ask(where, BUSY * (SECONDS + stat.st_size / BYTES_PER_SECOND))
+            except OSError as error:
+                raise DatasetError(f"{path}: cannot be looked through ({error.strerror or error})") from error
+            if answer != "done":
+                endless = answer is None or code == -signal.SIGXCPU
+                what = "does not come to an end with it" if endless else f"crashes on it ({code})"
+                raise DatasetError(f"{path}: damaged: HDF5's library {what}. Download it again")
+            self._good[where] = state
+
+    def _ask(self, where: str, seconds: float) -> tuple[str | None, int | None]:
+        if self._child is not None and self._child.poll() is not None:  # somebody ended it
+            self.close()
+        if self._child is None:
+            self._child = subprocess.Popen(
+                [sys.executable, str(self._program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )  # fmt: skip
+            self._answer(_START_SECONDS)
+        self._child.stdin.write(f"{where}\n")
+        self._child.stdin.flush()
+        answer = self._answer(seconds)
+        return answer, None if answer == "done" else self.close()
+
+    def _answer(self, seconds: float) -> str | None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._child.stdout, selectors.EVENT_READ)
+            return self._child.stdout.readline().strip() if selector.select(seconds) else None
+
+    def close(self) -> int | None:
+        """End the process, if there is one; what it ended with."""
+        child, self._child = self._child, None
+        if child is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that died by itself says how
+            child.wait(0.1)
+        child.kill()
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        child.stdout.close()
+        return child.wait()
+
+
+_PROBE = _Probe(Path(__file__).with_name("hdf5_probe.py"))
+atexit.register(_PROBE.close)
 
 
 @contextlib.contextmanager
@@ -86,7 +157,7 @@ def rows(source: h5py.Dataset, where: str, part: slice = slice(None)) -> np.ndar
         if source.is_virtual or source.external:
             raise DatasetError(f"{where}: its data are said to be in another file; only what is in this one is read")
         stored = source.id.get_storage_size()
-        if source.nbytes > _MAX_RATIO * stored + _UNWRITTEN:
+        if source.nbytes > MAX_RATIO * stored + UNWRITTEN:
             raise DatasetError(f"{where}: is said to have {source.nbytes} bytes, but the file holds {stored} of it")
         return source[part] if source.shape else source[()]
     except DatasetError:
