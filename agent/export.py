@@ -181,15 +181,20 @@ def torch_module(path: str | os.PathLike[str]) -> Callable[[Inputs], np.ndarray]
     return lambda inputs: module(*inputs.values()).detach().numpy()
 
 
-def in_evaluation(policy: nn.Module) -> Callable[[Inputs], np.ndarray]:
-    """What an evaluation does with the same inputs: numpy's normaliser around the policy itself."""
+def in_evaluation(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[Inputs], np.ndarray]:
+    """What an evaluation does with the same inputs: numpy's normaliser around the policy itself.
+
+    In float64 the network's own rounding is gone: what remains between the two is what float32 can tell at all.
+    """
     scale: Normalizer | None = getattr(policy, "normalizer", None)
+    if dtype is not torch.float32:
+        policy = copy.deepcopy(policy).to(dtype)
 
     def run(inputs: Inputs) -> np.ndarray:
         state = inputs["state"]
-        obs = {"state": state if scale is None else torch.from_numpy(scale.normalize_obs(state.numpy()))}
-        obs |= {"rgb": inputs["rgb"]} if "rgb" in inputs else {}
-        chunk = policy.sample(obs, deterministic=True, noise=inputs["noise"]).trajectories.numpy()
+        state = state if scale is None else torch.from_numpy(scale.normalize_obs(state.numpy()))
+        obs = {"state": state.to(dtype), **({"rgb": inputs["rgb"]} if "rgb" in inputs else {})}
+        chunk = policy.sample(obs, deterministic=True, noise=inputs["noise"].to(dtype)).trajectories.numpy()
         return chunk if scale is None else scale.unnormalize_action(chunk)
 
     return run

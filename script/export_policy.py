@@ -6,7 +6,8 @@
     python script/export_policy.py --to torch_export .../checkpoint/state_300.pt    # the same as torch.export's .pt2
 
 The last two take observations in the task's own units and standard normal numbers, and return action chunks in the task's own units
-(agent/export.py says which inputs); they are compared with what an evaluation does and timed (one observation, one core). ONNX needs
+(agent/export.py says which inputs); they are compared with what an evaluation does and timed (one observation, one core;
+times of a busy machine: trust the CPU's). ONNX needs
 `pip install -e .[export]`. A folder written by safetensors is read wherever a checkpoint is. Published checkpoints: --config says with
 what YAML they were trained, unless it lies beside them. Exit code 1: the export does not agree with the policy.
 """
@@ -22,6 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
 from agent import checkpoint, export, portable  # noqa: E402
 from agent.errors import UsageError  # noqa: E402
 from agent.policy_weights import CHOICES, read_config  # noqa: E402
@@ -29,7 +32,7 @@ from env.errors import EnvError  # noqa: E402
 from env.normalizer import Normalizer  # noqa: E402
 from model.types import ShapeError, StateDictError  # noqa: E402
 
-TOLERANCE = 1e-5  # of a unit action, in which the whole range is 2
+TOLERANCE = 1e-5  # of a unit action, in which the whole range is 2; unless float32's own rounding is larger
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 
@@ -105,7 +108,18 @@ def write_sampler(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         export.export_torch(sampler, out)
         run = export.torch_module(out)
     here = export.in_evaluation(policy)
-    report = {"file": str(out), **about, "difference": export.largest_difference(run, here, sampler)}
+    report = {
+        "file": str(out),
+        **about,
+        "difference": export.largest_difference(run, here, sampler),
+        "tolerance": TOLERANCE,
+    }
+    if (
+        report["difference"] > TOLERANCE
+    ):  # can float32 tell at all? Untrained image policies magnify its rounding that far
+        exact = export.in_evaluation(policy, torch.float64)
+        report["rounding"] = export.largest_difference(here, exact, sampler)
+        report["tolerance"] = max(TOLERANCE, 2 * report["rounding"])
     if args.repeats > 0:
         name = "onnxruntime" if args.to == "onnx" else "torch.export"
         report["latency"] = [
@@ -117,11 +131,16 @@ def write_sampler(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def tell(report: dict[str, Any]) -> str:
     """The report for a person."""
-    lines = [f"{key:<14} {value}" for key, value in report.items() if key not in ("latency", "difference")]
+    numbers = ("latency", "difference", "tolerance", "rounding")
+    lines = [f"{key:<14} {value}" for key, value in report.items() if key not in numbers]
     if "difference" in report:
-        verdict = "agrees" if report["difference"] <= TOLERANCE else "DOES NOT AGREE"
+        verdict = "agrees" if report["difference"] <= report["tolerance"] else "DOES NOT AGREE"
         lines.append(
             f"{verdict} with the policy: largest difference {report['difference']:.1e} of a unit action (at most {TOLERANCE:.0e})"
+        )
+    if "rounding" in report:
+        lines.append(
+            f"float32 itself is off by {report['rounding']:.1e} with these weights: up to twice that is allowed"
         )
     timed = "{wall:8.3f} ms wall {cpu:8.3f} ms CPU   per chunk, one core, median of {repeats}   {with}"
     lines += [timed.format(**row) for row in report.get("latency", ())]
@@ -147,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.write(f"\nerror: {error}\n")
         sys.exit(2)
     sys.stdout.write((json.dumps(report, indent=2) if args.json else tell(report)) + "\n")
-    if report.get("difference", 0.0) > TOLERANCE:
+    if report.get("difference", 0.0) > report.get("tolerance", TOLERANCE):
         sys.exit(1)
 
 
