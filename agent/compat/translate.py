@@ -331,8 +331,8 @@ def _on_base(tree: dict[str, Any]) -> DictConfig:
     merged: dict[str, Any] = {}
     for part in (*parts, tree):
         merged = _over(merged, part)
-    out = OmegaConf.create(merged)
     try:
+        out = OmegaConf.create(merged)
         OmegaConf.resolve(out)
     except Exception as error:  # OmegaConf raises many kinds; all of them name the key
         raise UsageError(f"the configuration does not go with cfg/base: {error}") from error

@@ -302,6 +302,7 @@ def test_what_a_file_says_in_vain_is_named(caplog):
         ({"model": [1]}, r"model: expected a section with a _target_, found \[1\]"),
         ({"model": {"_target_": "os.system"}}, "there is no class 'os.system' of a policy or network"),
         ({"model": {"actor": {"_target_": "model.common.mlp.Mlp"}}}, "there is no class 'model.common.mlp.Mlp'"),
+        ({"wandb": {"run": "$${now:%H}_$${model}'"}}, "does not go with cfg/base|does not resolve"),
         ({"obs_dim": "${nowhere}"}, "does not resolve: .*nowhere"),
         ({"obs_dim": "${eval:'__import__(1)'}"}, "only arithmetic is computed"),
         ({"env": {"n_envs": "many"}}, "env.n_envs: expected int, found 'many'"),
