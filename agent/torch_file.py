@@ -81,12 +81,12 @@ def _check_archive(path: Path) -> None:
 
     Torch never compresses; an archive that claims to hold more than its own size is not one of torch's.
     """
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: damaged (cut short?) or not a checkpoint: expected a torch zip file, found "
-            f"{path.stat().st_size:,} bytes of something else. {_MEND}"
-        )
     try:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(
+                f"{path}: damaged (cut short?) or not a checkpoint: expected a torch zip file, found "
+                f"{path.stat().st_size:,} bytes of something else. {_MEND}"
+            )
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)

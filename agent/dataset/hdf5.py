@@ -67,6 +67,8 @@ class _Probe:
                 answer, code = self._ask(where, BUSY * (SECONDS + stat.st_size / BYTES_PER_SECOND))
             except OSError as error:
                 raise DatasetError(f"{path}: cannot be looked through ({error.strerror or error})") from error
+            if answer == "damaged":
+                raise DatasetError(f"{path}: damaged: not all that it says to hold can be opened. Download it again")
             if answer != "done":
                 endless = answer is None or code == -signal.SIGXCPU
                 what = "does not come to an end with it" if endless else f"crashes on it ({code})"
@@ -84,7 +86,7 @@ class _Probe:
         self._child.stdin.write(f"{where}\n")
         self._child.stdin.flush()
         answer = self._answer(seconds)
-        return answer, None if answer == "done" else self.close()
+        return answer, None if answer in ("done", "damaged") else self.close()
 
     def _answer(self, seconds: float) -> str | None:
         with selectors.DefaultSelector() as selector:

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from agent.dataset import hdf5
+from agent.dataset import hdf5, hdf5_probe
 from agent.dataset.hdf5 import open_hdf5
 from agent.errors import DatasetError
 
@@ -82,3 +82,23 @@ def test_the_program_itself(file):
         input=f"{file}\n{file}.absent\n", capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout.split()) == (0, ["ready", "done", "done"])
+
+
+def test_what_comes_after_a_damaged_member_is_looked_at_too(tmp_path):
+    path = tmp_path / "y.hdf5"
+    with h5py.File(path, "w") as file:
+        file["group/a"], file["group/b"] = [1.0, 2.0], [3.0]
+        file["group/again"] = h5py.SoftLink("/group/b")
+        file["elsewhere"] = h5py.ExternalLink("absent.hdf5", "/a")
+        place = h5py.h5o.get_info(file["group/a"].id).addr
+    assert hdf5_probe.look(str(path))  # links that lead nowhere are nobody's data
+    data = bytearray(path.read_bytes())
+    data[place] ^= 255  # the version of the object's header
+    path.write_bytes(data)
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hdf5_probe, "_look_into", lambda source: seen.append(source.name))
+        assert not hdf5_probe.look(str(path))
+    assert seen == ["/group/b"]
+    with pytest.raises(DatasetError, match=r"y\.hdf5: damaged: not all"):
+        open_hdf5(path, "anybody")

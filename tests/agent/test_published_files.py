@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections import OrderedDict
 
@@ -207,6 +208,10 @@ def test_a_flipped_bit_and_a_compressed_archive_are_found(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"0" * 10_007)
     with pytest.raises(CheckpointError, match="compressed"):
+        checkpoint.load(path)
+    disks = b"PK\x06\x07" + struct.pack("<LQL", 1, 0, 2)  # the locator of an archive on two disks
+    path.write_bytes(disks + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 0, 0, 0, 0, 0))
+    with pytest.raises(CheckpointError, match=r"state_3001\.pt: damaged \(zipfiles that span multiple disks"):
         checkpoint.load(path)
 
 
