@@ -192,3 +192,61 @@ class Policy(Protocol):
         """``{"state": (To, Do)[, "rgb": (To, C, H, W) uint8]}`` -> (Ta, Da) in [-1, 1], the checkpoint's normalised action units."""
 
     def reset(self, seed: int | None = None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened beside the stream of actions: a stage of the safety layer acted, the runner changed state, a person pressed a key."""
+
+    t_host: float
+    name: str  # dotted: "finite", "clip", "workspace", "leash", "state_age", "runner.HOLD", "operator.stop", ...
+    action: str  # what came of it: one of ``EVENT_ACTIONS``
+    found: float | str | None = None  # what was found, in the unit of the limit
+    limit: float | str | None = None
+    detail: str = ""
+
+
+EVENT_ACTIONS = ("log", "warn", "limit", "hold", "stop", "fault")
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One action tick (20 Hz) of an episode, as it is recorded. Arrays are copies: a recorder may keep them."""
+
+    number: int  # counts from 0 in each episode
+    t_host: float  # when its action was handed on
+    state: str  # of the runner: RUNNING or HOLD
+    robot: RobotState
+    gripper: GripperState | None
+    frames: Mapping[str, Frame]  # by camera
+    observation: Observation | None  # what the policy was shown, at the ticks where it was asked
+    raw_action: np.ndarray  # (Da,) as the policy said it, normalised; NaN where it said nothing
+    action: np.ndarray  # (Da,) what was executed: the task's own units after the safety layer; zeros where nothing was
+    reference_position: np.ndarray  # (3,) of the reference model
+    reference_quaternion: np.ndarray  # (4,)
+    t_infer_start: float = float("nan")  # of the inference whose chunk the action is from
+    t_infer_end: float = float("nan")
+
+
+class Recorder(Protocol):
+    """Keeps an episode. Called from the control loop: no method blocks, none raises (a full disk is an event, not an exception)."""
+
+    def tick(self, tick: Tick) -> None: ...
+
+    def event(self, event: Event) -> None: ...
+
+    def finish(self, verdict: str | float | None) -> None:
+        """The episode is over: ``verdict`` is the operator's ("success", "failure", 0..100) or the task's own; blocks until all is kept."""
+
+
+class Operator(Protocol):
+    """The person at the machine, or a stand-in (``env/franka/operator.py``)."""
+
+    def held(self) -> bool:
+        """Whether the dead-man switch is held now; never waits."""
+
+    def pressed_since(self, t: float) -> bool:
+        """Whether it was let go and pressed anew after ``t`` (of the clock): what is asked for before a HOLD is left."""
+
+    def command(self) -> str | None:
+        """The next command not yet taken: "stop", "quit", "recover"; None when there is none. Never waits."""
