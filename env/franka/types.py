@@ -10,7 +10,7 @@ Nothing here imports a vendor's package; an implementation does so when it is ma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -226,6 +226,8 @@ class Tick:
     reference_quaternion: np.ndarray  # (4,)
     t_infer_start: float = float("nan")  # of the inference whose chunk the action is from
     t_infer_end: float = float("nan")
+    raw: Mapping[str, np.ndarray] = field(default_factory=dict)  # by published key, at **every** tick: what demonstrations are made of;
+    # (D,), images (H, W, 3) uint8 RGB as the policy gets them. Empty: those of ``observation``, where there is one
 
 
 class Recorder(Protocol):
@@ -234,6 +236,9 @@ class Recorder(Protocol):
     def tick(self, tick: Tick) -> None: ...
 
     def event(self, event: Event) -> None: ...
+
+    def measure(self, name: str, seconds: float) -> None:
+        """A duration for the histograms, from any thread and at any rate: "servo_dt", "tick_jitter", ..."""
 
     def finish(self, verdict: str | float | None) -> None:
         """The episode is over: ``verdict`` is the operator's ("success", "failure", 0..100) or the task's own; blocks until all is kept."""
