@@ -107,6 +107,7 @@ _ENV: Section = {
     "end_on_success": bool,
     "img_cond_steps": int,
     "render_quality": str,
+    "renderer": str,
     "wrappers": {
         "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
         "mujoco_locomotion_lowdim": {"normalization_path": _optional(str)},

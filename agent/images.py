@@ -1,5 +1,6 @@
-"""What the images of a policy were: render quality, cameras, size. It travels from the demonstrations' ``about.json`` into every
-checkpoint, and a policy is never shown images of another kind without a word."""
+"""What the images of a policy were: render quality, cameras, size, and who drew them. It travels from the demonstrations' ``about.json``
+into every checkpoint, and a policy is never shown images of another kind without a word: of another quality or camera not at all; drawn
+by another renderer only where ``env.renderer`` names it, or where nothing here can draw as in training."""
 
 from __future__ import annotations
 
@@ -9,23 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from agent.agent import read
 from agent.errors import CheckpointError, DatasetError
+from env.engine.renderers import GL, kind_of, resolve
 
 log = logging.getLogger(__name__)
 
 ABOUT = "about.json"
-KEYS = ("render_quality", "cameras", "image_size")
-QUALITY = "env.render_quality"
+KEYS = ("render_quality", "cameras", "image_size", "renderer")
+QUALITY, RENDERER = "env.render_quality", "env.renderer"
 _WRAPPER = "env.wrappers.robomimic_image"
 _CAMERA_KEYS = f"{_WRAPPER}.image_keys"
 _SUFFIX = "_image"
 
 
 def of_demonstrations(dataset_path: str | Path) -> dict[str, Any] | None:
-    """``render_quality``, ``cameras`` and ``image_size`` of ``about.json`` beside the demonstrations; None if it says nothing.
+    """What ``about.json`` beside the demonstrations says of ``KEYS``; None if it says nothing.
 
     Raises:
         DatasetError: the file is damaged.
@@ -71,6 +73,33 @@ def check(payload: Mapping[str, Any], cfg: DictConfig, path: str | Path) -> None
         raise CheckpointError(f"{problem} ({path})")
     if of_checkpoint(payload) is None and wanted(cfg):
         log.warning("%s does not say how its training images were rendered; %s is taken as given", path, QUALITY)
+
+
+def settled(payload: Mapping[str, Any], cfg: DictConfig) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Who draws the images of a run that goes on with the policy of ``payload`` (empty: with none).
+
+    Returns:
+        What to record of the images; None where there are none. And ``cfg.env`` as plain Python, ``renderer`` no longer "auto".
+
+    Raises ``EnvError`` for an unknown renderer.
+    """
+    images, env = of_checkpoint(payload), OmegaConf.to_container(cfg.env, resolve=True)
+    if not wanted(cfg):
+        return images, env
+    trained_by = (images or {}).get("renderer", GL) if payload else None
+    env["renderer"] = resolve(env.get("renderer"), trained_by)
+    now = kind_of(env["renderer"])
+    if trained_by not in (None, now):
+        why = "" if env["renderer"] == read(cfg, RENDERER, None) else " (there is no OpenGL here)"
+        log.warning(
+            "%s: the policy was trained on images drawn by %r, and sees those of %r%s", RENDERER, trained_by, now, why
+        )
+    seen = {
+        "render_quality": env.get("render_quality"),
+        "cameras": _names(read(cfg, _CAMERA_KEYS, [])),
+        "renderer": now,
+    }
+    return {**(images or {}), **seen}, env
 
 
 def wanted(cfg: DictConfig) -> bool:

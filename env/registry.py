@@ -196,8 +196,8 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
             ``wrappers.multi_step.n_action_steps``); optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``;
             1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all); of D3IL ``simulator``
             and ``observation_delay`` (``env/d3il/avoiding.py``); for images
-            ``wrappers.robomimic_image`` (``image_keys``, ``low_dim_keys``, ``shape_meta``), ``render_quality`` and
-            ``img_cond_steps``.
+            ``wrappers.robomimic_image`` (``image_keys``, ``low_dim_keys``, ``shape_meta``), ``render_quality``,
+            ``renderer`` (``engine/renderers.py``) and ``img_cond_steps``.
         normalizer: wrap the environment so that it speaks normalised observations and actions.
 
     Raises:
@@ -278,6 +278,7 @@ def _image_arguments(cfg: Mapping[str, Any], wrapper: Mapping[str, Any]) -> dict
         "cameras": [name.removesuffix("_image") for name in names],
         "image_size": (shape[1], shape[2]),
         "render_quality": cfg.get("render_quality") or "balanced",
+        "renderer": cfg.get("renderer") or "auto",
         "img_obs_steps": _count(cfg, "img_cond_steps", 1),
     }
 

@@ -171,12 +171,13 @@ def write_gif(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> N
 
 
 @functools.cache
-def working_backend() -> tuple[str | None, str]:
-    """The first back end that draws a red ball, tried in a child process; or None, and why each failed."""
+def working_backend(renderer: str = "gl") -> tuple[str | None, str]:
+    """The first back end that draws a red ball, tried in a child process; or None, and why each failed. ``renderer``: "gl" for
+    any, or the one to try."""
     model = mujoco.MjModel.from_xml_string(_PROBE_XML)
     job = {"camera": "probe", "width": 32, "height": 24, "geom_groups": None}
     reasons = []
-    for backend in _backends():
+    for backend in _backends() if renderer == "gl" else (renderer,):
         try:
             frame = _render_in_child(model, np.zeros((1, 0)), job, backend, _PROBE_SECONDS)[0]
         except RenderError as error:

@@ -36,6 +36,7 @@ from agent.errors import DatasetError, UsageError  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
 from agent.metrics import wilson_interval  # noqa: E402
 from env.engine.camera_gl import choose_backend  # noqa: E402
+from env.engine.renderers import NATIVE, RENDERERS, resolve  # noqa: E402
 from env.errors import EnvError  # noqa: E402
 from env.normalizer import Normalizer  # noqa: E402
 from env.registry import EXPERTS, make_vector_env  # noqa: E402
@@ -73,6 +74,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--render-quality", default="balanced", choices=("faithful", "balanced", "fast"),
         help="of --images; policies must be run with the same (env.render_quality; default balanced)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--renderer", default="auto", choices=RENDERERS,
+        help="of --images: native needs no OpenGL, gl is EGL or OSMesa; auto: gl where a GPU draws, else native (policies follow)",
     )  # fmt: skip
     parser.add_argument(
         "--image-size", type=int, default=96, help="of --images: height and width in pixels (default 96)"
@@ -217,7 +222,8 @@ def write(args: argparse.Namespace, demos: dict[str, object]) -> Path:
     looks: dict[str, object] = {}
     if args.images:
         target = folder / "train.npz"
-        looks = save_with_images(target, args.task, arrays, demos["sights"], args.render_quality, args.image_size)
+        how = args.render_quality, args.image_size, args.renderer
+        looks = save_with_images(target, args.task, arrays, demos["sights"], *how)
     else:
         save_demos(folder / "train.npz", **arrays)
     statistics.save(folder / "normalization.npz")
@@ -268,7 +274,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.images and EXPERTS[args.task].suite != "robomimic":
             raise UsageError(f"--images: {args.task} has no policies that look at images; robomimic's tasks have")
         if args.images:
-            choose_backend()  # where nothing can draw, that is said before the work, not after it
+            args.renderer = resolve(args.renderer)
+            if args.renderer != NATIVE:  # where nothing can draw, that is said before the work, not after it
+                choose_backend(args.renderer)
         demos = collect(args)
         folder = write(args, demos)
     except (UsageError, EnvError) as error:

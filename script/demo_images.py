@@ -36,7 +36,13 @@ def proprioception(task: str) -> np.ndarray:
 
 
 def save_with_images(
-    path: Path, task: str, arrays: Mapping[str, np.ndarray], sights: Sequence[Sight], quality: str, size: int
+    path: Path,
+    task: str,
+    arrays: Mapping[str, np.ndarray],
+    sights: Sequence[Sight],
+    quality: str,
+    size: int,
+    renderer: str,
 ) -> dict[str, object]:
     """Draw all ``sights`` and write ``path`` with them; returns what ``about.json`` should say of the images.
 
@@ -45,12 +51,12 @@ def save_with_images(
     from env.engine.cameras import CameraPool  # its kernels are of no use without images
 
     cameras = list(TASKS[task].cameras)
-    pool = CameraPool(family(task), cameras, (size, size), quality, usable_cores())
+    pool = CameraPool(family(task), cameras, (size, size), quality, usable_cores(), renderer)
     try:
         save_demos_streamed(path, arrays, _frames(pool, sights, task), pool.image_shape)
     finally:
         pool.close()
-    return {"render_quality": quality, "cameras": cameras, "image_size": [size, size]}
+    return {"render_quality": quality, "cameras": cameras, "image_size": [size, size], "renderer": pool.drawn_by}
 
 
 def _frames(pool: CameraPool, sights: Sequence[Sight], task: str) -> Iterator[np.ndarray]:

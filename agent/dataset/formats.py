@@ -209,7 +209,7 @@ def _flat(path: Path, arrays: dict[str, np.ndarray], wishes: Wishes) -> Demonstr
     columns = about.get("obs_keys")
     if not isinstance(columns, dict) or not _adds_up(columns, states.shape[1]):
         columns = {"state": states.shape[1]}
-    kept = {key: about[key] for key in ("task", "env_name", "render_quality", "cameras") if key in about}
+    kept = {key: about[key] for key in ("task", "env_name", "render_quality", "renderer", "cameras") if key in about}
     terminals = cut["terminals"] != 0 if "terminals" in cut else None
     return Demonstrations(
         states, actions, lengths, scale or published_range(states, actions, wishes.tight), columns,

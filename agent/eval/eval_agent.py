@@ -36,15 +36,14 @@ class EvalAgent:
         self.path = base_policy.find(cfg)
         payload = checkpoint.load(self.path)
         images.check(payload, cfg, self.path)
+        self.images, env_cfg = images.settled(payload, cfg)
         overrides = OmegaConf.to_container(cfg.model, resolve=True)
         whole = None  # the checkpoint's own configuration, unless this one says all about the policy
         if "_target_" in overrides:
             whole, overrides = OmegaConf.to_container(cfg, resolve=True), None
         self.policy = checkpoint.load_policy(self.path, whole, device, cfg.policy_weights, overrides)
         self.logger = RunLogger(*locate_run(cfg)[:1], cfg, locate_run(cfg)[1])
-        self.venv = make_vector_env(
-            OmegaConf.to_container(cfg.env, resolve=True), base_policy.normalizer_of(payload, cfg)
-        )
+        self.venv = make_vector_env(env_cfg, base_policy.normalizer_of(payload, cfg))
 
     def run(self) -> dict[str, Any]:
         """Evaluate; returns what ``result.json`` holds."""
@@ -59,7 +58,7 @@ class EvalAgent:
         if cfg.env.save_video or cfg.render_num > 0:
             seeds = result.seeds[: cfg.render_num or EPISODES]
             video = record_video(self.policy, self.venv, seeds, self.logger.logdir / "render" / "episodes.mp4")
-        out = {**result.to_dict(), "checkpoint": str(self.path), "video": video}
+        out = {**result.to_dict(), "checkpoint": str(self.path), "video": video, "images": self.images}
         self.logger.finish(out)
         self.venv.close()
         return out

@@ -62,13 +62,12 @@ class FinetuneAgent:
         self.base_path = Path(resumed["extra"]["base_policy_path"]) if resumed else base_policy.find(cfg)
         payload = resumed or base_policy.read_base(self.base_path)
         images.check(payload, cfg, self.base_path)
-        self.images = images.of_checkpoint(payload)
+        self.images, env_cfg = images.settled(payload, cfg)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
         self.policy = build(cfg.model).to(self.device)
         if resumed is None:
             self._load_base(payload)
             log.info("base policy: %s", self.base_path)
-        env_cfg = OmegaConf.to_container(cfg.env, resolve=True)
         self.venv = make_vector_env(env_cfg, self.normalizer)
         self.eval_env = make_vector_env({**env_cfg, "render": False}, self.normalizer)
         check_memory(self.policy, self.venv, cfg.train.n_steps, self.train, self._chain_shape())
@@ -298,6 +297,7 @@ class FinetuneAgent:
             "checkpoint": str(logdir / "checkpoint" / f"state_{self.iteration}.pt"),
             "learning_curve": str(picture),
             "video": video,
+            "images": self.images,
         }
         self.logger.finish(result)
         return result

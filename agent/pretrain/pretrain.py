@@ -310,6 +310,7 @@ class PretrainAgent:
             "n_val_chunks": len(self.val_rows),
             "n_parameters": sum(parameter.numel() for parameter in self.policy.parameters()),
             "wall_seconds": self.wall_seconds,
+            "images": self.images,
         }
         self.logger.finish(result)
         log.info("trained %d epochs in %.0f s; checkpoint %s", self.epoch, self.wall_seconds, result["checkpoint"])

@@ -52,6 +52,7 @@ class EngineVectorEnv:
         cameras: whose images make up ``rgb``, in the order of its channels; none: no images.
         image_size: (height, width) of an image, pixels.
         render_quality: "faithful", "balanced" or "fast", see ``cameras.py``.
+        renderer: "auto", "native", "gl", "egl" or "osmesa", see ``renderers.py``.
         img_obs_steps: images stacked in ``rgb``, one per control step, padded with the earliest.
         end_on_success: an episode ends (``terminated``) with the control step that solves the task, instead of going on
             to its time limit with reward 1 per solved step.
@@ -78,6 +79,7 @@ class EngineVectorEnv:
         render_quality: str = "balanced",
         img_obs_steps: int = 1,
         end_on_success: bool = False,
+        renderer: str = "auto",
     ) -> None:
         counts = {
             "n_envs": n_envs,
@@ -101,7 +103,7 @@ class EngineVectorEnv:
             from env.engine.camera_obs import CameraObs  # its kernels are of no use without images
 
             try:
-                self._eyes = CameraObs(self.simulations, cameras, image_size, render_quality, img_obs_steps)
+                self._eyes = CameraObs(self.simulations, cameras, image_size, render_quality, img_obs_steps, renderer)
             except BaseException:
                 self.simulations.close()
                 raise

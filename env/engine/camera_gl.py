@@ -16,15 +16,16 @@ from env.errors import EnvError
 from env.video import RenderError, working_backend
 
 INSTALL = (
-    "MuJoCo cannot render here, and this task needs camera images: on Debian or Ubuntu run `apt-get install libegl1 "
-    "libgles2 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa); no GPU is needed."
+    "MuJoCo cannot render here: on Debian or Ubuntu run `apt-get install libegl1 "
+    "libgles2 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa); no GPU is needed. env.renderer=native needs nothing."
 )
 _making = threading.Lock()  # mujoco.egl opens its one display at the first context, without a lock of its own
 
 
 @functools.cache
-def choose_backend() -> str:
+def choose_backend(renderer: str = "gl") -> str:
     """ "egl" or "osmesa" (empty elsewhere than on Linux: MuJoCo's own choice), tried out once in a process of its own.
+    ``renderer``: "egl" or "osmesa", or "gl" for the first of them that works.
 
     Sets the variables OpenGL reads, unless the user did: software rasterisation in the calling thread (the fastest
     here, and the only one that survives a fork) and this worker's GPU. Raises ``RenderError`` saying what to install.
@@ -32,11 +33,11 @@ def choose_backend() -> str:
     device = None if "MUJOCO_EGL_DEVICE_ID" in os.environ else gpu_of_this_worker()
     if device is not None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = device
-    backend, reasons = working_backend()
+    backend, reasons = working_backend(renderer)
     if device is not None and backend != "egl":  # a GPU that computes but cannot draw: leave the choice to EGL
         del os.environ["MUJOCO_EGL_DEVICE_ID"]
         working_backend.cache_clear()
-        backend, reasons = working_backend()
+        backend, reasons = working_backend(renderer)
     if backend is None:
         raise RenderError(f"{INSTALL} What was tried: {reasons}")
     os.environ.setdefault("LP_NUM_THREADS", "0")

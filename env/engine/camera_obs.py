@@ -9,6 +9,7 @@ import numpy as np
 from env.engine.camera_renderer import Appearance
 from env.engine.cameras import CameraPool
 from env.engine.pool import Simulations, pose_of
+from env.engine.renderers import AUTO
 from env.errors import EnvError
 
 Glimpse = tuple[np.ndarray, Appearance]  # poses of one slot's last To control steps (To, nbody, 7), its episode's looks
@@ -27,12 +28,13 @@ class CameraObs:
         image_size: Sequence[int],
         quality: str,
         frames: int,
+        renderer: str = AUTO,
     ) -> None:
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
             raise EnvError(f"img_cond_steps must be a whole number of at least 1, found {frames!r}")
         self.frames, self.quality = frames, quality
         self._simulations = simulations
-        self.pool = CameraPool(simulations.family, cameras, image_size, quality, simulations.n_threads)
+        self.pool = CameraPool(simulations.family, cameras, image_size, quality, simulations.n_threads, renderer)
         self.shape = (frames, *self.pool.image_shape)
         self.poses = np.zeros((simulations.n, frames, simulations.family.model.nbody, 7))
         self._appearances: list[Appearance] = [()] * simulations.n

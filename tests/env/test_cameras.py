@@ -39,7 +39,7 @@ def config(task: str = "lift", **changes: object) -> dict[str, object]:
         "low_dim_keys": list(facts.obs_dims(use_object=False)),
     }
     base = {"name": task, "n_envs": 3, "act_steps": ACT_STEPS, "max_episode_steps": 300, "n_threads": 2}
-    return {**base, "render_quality": "faithful", "wrappers": {"robomimic_image": image}, **changes}
+    return {**base, "render_quality": "faithful", "renderer": "gl", "wrappers": {"robomimic_image": image}, **changes}
 
 
 def robosuite_images(task: str, seed: int, actions: np.ndarray, folder: Path) -> np.ndarray:
@@ -155,7 +155,7 @@ def test_cheaper_qualities_look_like_the_faithful_one():
     """Lift's wrist camera, and the whole robot; spec/render.md has SSIM 0.99 and 0.96 as the least over four tasks."""
     images = {}
     for quality in QUALITIES:
-        pool = CameraPool(family("lift"), ["robot0_eye_in_hand", "agentview"], (96, 96), quality, n_threads=1)
+        pool = CameraPool(family("lift"), ["robot0_eye_in_hand", "agentview"], (96, 96), quality, 1, "gl")
         images[quality] = np.zeros((3, *pool.image_shape), np.uint8)
         pool.render(np.stack([pose_of(moved(seed)) for seed in range(3)]), [()] * 3, list(images[quality]))
         pool.close()
@@ -192,6 +192,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     ("change", "message"),
     [
         ({"render_quality": "balancd"}, "did you mean 'balanced'"),
+        ({"renderer": "nativ"}, "renderer: expected one of auto, .*did you mean 'native'"),
         ({"wrappers": {"robomimic_image": {"image_keys": ["nose_image"]}}}, "no camera 'nose'; it has frontview"),
         ({"wrappers": {"robomimic_image": {"image_keys": ["agentview"]}}}, "expected a list of <camera>_image"),
         (
@@ -207,7 +208,7 @@ def test_a_wrong_image_setting_is_named(change, message):
 
 
 def test_other_sizes_and_several_cameras_land_in_their_channels():
-    pool = CameraPool(family("lift"), ["agentview", "robot0_eye_in_hand"], (31, 53), "faithful", n_threads=1)
+    pool = CameraPool(family("lift"), ["agentview", "robot0_eye_in_hand"], (31, 53), "faithful", 1, "gl")
     try:
         assert pool.image_shape == (6, 31, 53)
         data = moved(0)
@@ -223,10 +224,10 @@ def test_other_sizes_and_several_cameras_land_in_their_channels():
 
 
 def test_a_hanging_driver_is_reported_with_what_to_do(monkeypatch):
-    from env.engine import cameras
+    from env.engine import gl_threads
 
-    monkeypatch.setattr(cameras, "_GRACE_SECONDS", 0.3)
-    stuck, original = [], cameras.Renderer.draw
+    monkeypatch.setattr(gl_threads, "_GRACE_SECONDS", 0.3)
+    stuck, original = [], gl_threads.Renderer.draw
 
     def hang(self, *arguments):
         import time
@@ -235,15 +236,15 @@ def test_a_hanging_driver_is_reported_with_what_to_do(monkeypatch):
             time.sleep(0.01)
         original(self, *arguments)
 
-    monkeypatch.setattr(cameras.Renderer, "draw", hang)
-    pool = CameraPool(family("lift"), ["agentview"], (16, 16), "fast", n_threads=1)
+    monkeypatch.setattr(gl_threads.Renderer, "draw", hang)
+    pool = CameraPool(family("lift"), ["agentview"], (16, 16), "fast", 1, "gl")
     image = np.zeros(pool.image_shape, np.uint8)
     try:
-        with pytest.raises(EnvError, match=r"renderer hangs: 0 of 1 images are done .* resume="):
+        with pytest.raises(EnvError, match=r"renderer hangs: 0 of 1 images are done .* resume=.* env.renderer=native"):
             pool.render(pose_of(moved(0))[None], [()], [image])
     finally:
         stuck.append(True)
-        cameras._stop(pool._queue, pool._threads)
+        gl_threads._stop(pool._threads._queue, pool._threads._threads)
 
 
 def test_start_render_exit_ends_cleanly_with_and_without_close():
@@ -263,16 +264,15 @@ def test_demonstrations_show_what_the_environment_shows(tmp_path):
     from agent.dataset.demos import read_demos
     from script import collect_demos
 
-    arguments = "--task lift --images --render-quality fast --episodes 2 --n-envs 2 --noise 0 --steps 60 --seed 3"
+    arguments = (
+        "--task lift --images --render-quality fast --renderer gl --episodes 2 --n-envs 2 --noise 0 --steps 60 --seed 3"
+    )
     collect_demos.main([*arguments.split(), "--out", str(tmp_path)])
     folder = tmp_path / "robomimic" / "lift-img"
     demos, normalizer = read_demos(folder / "train.npz", use_img=True), Normalizer.load(folder / "normalization.npz")
     about = json.loads((folder / "about.json").read_text())
-    assert (about["render_quality"], about["cameras"], about["image_size"]) == (
-        "fast",
-        ["robot0_eye_in_hand"],
-        [96, 96],
-    )
+    said = ("fast", "gl", ["robot0_eye_in_hand"], [96, 96])
+    assert tuple(about[key] for key in ("render_quality", "renderer", "cameras", "image_size")) == said
     assert demos["images"].shape == (120, 3, 96, 96) and demos["states"].shape == (120, 9)
     first = int(collect_demos.FIRST_SEED + np.random.SeedSequence(3).generate_state(1)[0].astype(np.int64) * 1_000_000)
     venv = NormalizedVectorEnv(make_vector_env(config(n_envs=2, act_steps=1, render_quality="fast")), normalizer)
