@@ -8,28 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mujoco
 import numpy as np
 
 from env.engine.camera_renderer import Appearance
+from env.engine.raster_scene import RasterScene
+
+__all__ = ["FREE_CAMERA", "RasterScene", "Rasterizer"]
 
 FREE_CAMERA = -1  # as a camera id: MuJoCo's free camera at its default place
-
-
-class RasterScene:
-    """Everything drawable of ``model``, once; read-only afterwards, shared by any number of threads.
-
-    Args:
-        model: geoms of ``groups`` are drawn.
-        quality: a key of ``camera_renderer.QUALITIES``; other than "faithful" draws light robot meshes.
-        groups: the geom groups that are seen.
-
-    Raises:
-        EnvError: an unknown quality; a malformed mesh or texture (an index out of range), naming it.
-    """
-
-    def __init__(self, model: mujoco.MjModel, quality: str, groups: Sequence[int] = (1, 2)) -> None:
-        raise NotImplementedError
 
 
 class Rasterizer:
