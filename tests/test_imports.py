@@ -32,6 +32,11 @@ LAZY = {
     "minari",
     "imageio",
     "matplotlib",
+    "cv2",
+    "msgpack",
+    "panda_py",
+    "pyrealsense2",
+    "websockets",
 }  # slow or optional
 
 
@@ -116,8 +121,8 @@ def test_every_package_that_is_imported_is_a_requirement():
         {known_as.get(n, n.replace("-", "_")) for n in names}
         | set(ROOMS)
         | set(sys.stdlib_module_names)
-        | {"pip", "llvmlite", "OpenGL"}
-    )  # llvmlite: numba's other half; OpenGL: what mujoco draws with
+        | {"pip", "llvmlite", "OpenGL", "cv2"}
+    )  # llvmlite: numba's other half; OpenGL: what mujoco draws with; cv2: robosuite's
     used = {
         (name.split(".")[0], str(f.relative_to(ROOT)))
         for room in ROOMS
