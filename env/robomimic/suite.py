@@ -8,8 +8,11 @@ environment variables.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import sys
+import types
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -42,16 +45,33 @@ def quiet() -> Iterator[None]:
             os.environ["MUJOCO_GL"] = gl
 
 
+@contextlib.contextmanager
+def without_windows() -> Iterator[None]:
+    """OpenCV stays outside for now: robosuite imports it for windows only, and it brings libGL into the process (or fails for want of it).
+
+    What robosuite gets in its place imports OpenCV when it is first used.
+    """
+    if "cv2" in sys.modules:
+        yield
+        return
+    later = types.ModuleType("cv2")
+    later.__getattr__ = lambda name: getattr(importlib.import_module("cv2"), name)
+    sys.modules["cv2"] = later
+    try:
+        yield
+    finally:
+        del sys.modules["cv2"]
+
+
 def import_robosuite() -> Any:
     """The package, checked and silent. Raises ``MissingSimulatorError``, saying what to install."""
     check_versions(robosuite=True)
     try:
-        with quiet():
+        with quiet(), without_windows():
             import robosuite
     except ImportError as error:
         raise MissingSimulatorError(
-            f"robosuite is installed but cannot be imported ({error}). If it names libGL, run: apt-get install libgl1 "
-            "(or pip install opencv-python-headless in place of opencv-python)"
+            f"robosuite is installed but cannot be imported ({error}). Try: bash script/setup.sh"
         ) from error
     return robosuite
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from env.engine import renderers
 from env.errors import EnvError
 from env.video import RenderError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -55,3 +62,26 @@ def test_auto_draws_by_gpu_or_natively_but_a_policy_goes_on_seeing_what_it_knows
 def test_an_unknown_renderer_is_refused_with_the_nearest_known_one():
     with pytest.raises(EnvError, match=r"^renderer: expected one of auto, .*found 'natve'; did you mean 'native'\?$"):
         renderers.resolve("natve")
+
+
+@pytest.mark.robomimic
+def test_a_task_is_built_without_opencv_which_comes_when_it_is_used():
+    """OpenCV loads libGL, or fails where there is none."""
+    code = (
+        "import sys; from env.robomimic.suite import import_robosuite; import_robosuite(); assert 'cv2' not in sys.modules\n"
+        "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''\n"
+        "assert not [name for name in ('libGL', 'libEGL', 'libOSMesa') if name in maps]\n"
+        "from robosuite.renderers.viewer import opencv_renderer\n"
+        "assert opencv_renderer.cv2.cvtColor.__name__ == 'cvtColor' and 'cv2' in sys.modules"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
