@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UsageError
 
-Number = (int, float)
+NUMBER = (int, float)
+PPO = "agent.finetune.ppo.PPO"  # the algorithm where train.algorithm says none, as in runs older than that key
 Section = dict[str, Any]
 
 
@@ -45,12 +46,20 @@ def _length(items: object) -> int:
     return len(items)
 
 
-def _optional(kind: type | tuple[type, ...]) -> tuple[type, ...]:
+def optional(kind: type | tuple[type, ...]) -> tuple[type, ...]:
+    """``kind`` or null."""
     return (*(kind if isinstance(kind, tuple) else (kind,)), type(None))
 
 
-_SCHEDULE: Section = {"first_cycle_steps": int, "warmup_steps": int, "min_lr": Number}
-_LATEST: Section = {"save_model_freq": int, "latest_every_s": Number, "val_freq": int}
+SCHEDULE: Section = {"first_cycle_steps": int, "warmup_steps": int, "min_lr": NUMBER}
+
+
+def optimizer_settings(name: str) -> Section:
+    """Keys of the optimiser of ``name`` (actor, critic) in ``train``, and their types."""
+    return {f"{name}_lr": NUMBER, f"{name}_weight_decay": NUMBER, f"{name}_lr_scheduler": SCHEDULE}
+
+
+_LATEST: Section = {"save_model_freq": int, "latest_every_s": NUMBER, "val_freq": int}
 _SHAPE_META: Section = {"obs": {"rgb": {"shape": list}, "state": {"shape": list}}, "action": {"shape": list}}
 COMMON: Section = {
     "_target_": str,
@@ -60,11 +69,11 @@ COMMON: Section = {
     "network_name": str,
     "seed": int,
     "device": str,
-    "resume": _optional((bool, str)),
+    "resume": optional((bool, str)),
     "log_root": str,
     "data_root": str,
     "logdir": str,
-    "wandb": _optional(dict),
+    "wandb": optional(dict),
     "env_name": str,
     "obs_dim": int,
     "action_dim": int,
@@ -73,10 +82,11 @@ COMMON: Section = {
     "act_steps": int,
     "denoising_steps": int,
     "ft_denoising_steps": int,
+    "sampling_steps": int,
     "img_cond_steps": int,
     "shape_meta": _SHAPE_META,
-    "normalization_path": _optional(str),
-    "robomimic_env_cfg_path": _optional(str),
+    "normalization_path": optional(str),
+    "robomimic_env_cfg_path": optional(str),
     "task": {
         "max_episode_steps": int,
         "family": str,
@@ -87,33 +97,33 @@ COMMON: Section = {
     },
     "model": dict,
 }
-_WANDB: Section = {"entity": _optional(str), "project": str, "run": str, "mode": str}
+_WANDB: Section = {"entity": optional(str), "project": str, "run": str, "mode": str}
 _ENV: Section = {
     "n_envs": int,
     "name": str,
-    "family": _optional(str),
+    "family": optional(str),
     "version": str,
     "simulator": str,
-    "simulator_python": _optional(str),
+    "simulator_python": optional(str),
     "observation_delay": str,
     "env_type": str,
     "max_episode_steps": int,
-    "best_reward_threshold_for_success": Number,
+    "best_reward_threshold_for_success": NUMBER,
     "reset_at_iteration": bool,
     "save_video": bool,
     "render": bool,
-    "n_threads": _optional(int),
+    "n_threads": optional(int),
     "leave_out_unused": bool,
     "end_on_success": bool,
     "img_cond_steps": int,
     "render_quality": str,
     "renderer": str,
     "wrappers": {
-        "robomimic_lowdim": {"normalization_path": _optional(str), "low_dim_keys": list},
-        "mujoco_locomotion_lowdim": {"normalization_path": _optional(str)},
-        "d3il_lowdim": {"normalization_path": _optional(str)},
+        "robomimic_lowdim": {"normalization_path": optional(str), "low_dim_keys": list},
+        "mujoco_locomotion_lowdim": {"normalization_path": optional(str)},
+        "d3il_lowdim": {"normalization_path": optional(str)},
         "robomimic_image": {
-            "normalization_path": _optional(str),
+            "normalization_path": optional(str),
             "low_dim_keys": list,
             "image_keys": list,
             "shape_meta": _SHAPE_META,
@@ -130,68 +140,47 @@ STAGES: dict[str, Section] = {
     "pretrain": {
         "train_dataset_path": str,
         "train_dataset": dict,
-        "ema": {"decay": Number, "per": str},
-        "dispersive_loss_weight": Number,
-        "dispersive_loss_temperature": Number,
+        "ema": {"decay": NUMBER, "per": str},
+        "dispersive_loss_weight": NUMBER,
+        "dispersive_loss_temperature": NUMBER,
         "dispersive_loss_type": str,
         "dispersive_loss_layer": str,
         "train": {
             **_LATEST,
             "n_epochs": int,
             "batch_size": int,
-            "learning_rate": Number,
-            "weight_decay": Number,
-            "lr_scheduler": {**_SCHEDULE, "per": str},
+            "learning_rate": NUMBER,
+            "weight_decay": NUMBER,
+            "lr_scheduler": {**SCHEDULE, "per": str},
             "epoch_start_ema": int,
             "update_ema_freq": int,
             "precision": str,
-            "train_split": Number,
+            "train_split": NUMBER,
             "log_freq": int,
             "diagnostics_freq": int,
         },
     },
     "finetune": {
         "env": _ENV,
-        "base_policy_path": _optional(str),
+        "base_policy_path": optional(str),
         "train": {
             **_LATEST,
             "n_train_itr": int,
-            "stop_at_return": _optional(Number),
+            "stop_at_return": optional(NUMBER),
             "n_steps": int,
-            "gamma": Number,
-            "gae_lambda": Number,
+            "gamma": NUMBER,
+            "algorithm": str,
             "eval_episodes": int,
             "eval_seed": int,
             "final_eval_episodes": int,
             "final_eval_seed": int,
             "render": {"freq": int, "num": int},
-            "n_critic_warmup_itr": int,
-            "actor_lr": Number,
-            "actor_weight_decay": Number,
-            "actor_lr_scheduler": _SCHEDULE,
-            "critic_lr": Number,
-            "critic_weight_decay": Number,
-            "critic_lr_scheduler": _SCHEDULE,
-            "eta_lr": Number,
-            "eta_weight_decay": Number,
-            "reward_scale_running": bool,
-            "reward_scale_const": Number,
-            "time_limit": str,
-            "augment": bool,
-            "batch_size": int,
-            "grad_accumulate": int,
-            "whole_chains": _optional(bool),
-            "logprob_batch_size": int,
-            "update_epochs": int,
-            "vf_coef": Number,
-            "target_kl": _optional(Number),
-            "max_grad_norm": _optional(Number),
-        },
+        },  # and the SETTINGS of the algorithm
     },
     "eval": {
         "env": _ENV,
-        "base_policy_path": _optional(str),
-        "policy_weights": _optional(str),
+        "base_policy_path": optional(str),
+        "policy_weights": optional(str),
         "n_episodes": int,
         "eval_seed": int,
         "deterministic": bool,
@@ -209,6 +198,7 @@ POSITIVE = {
     "act_steps",
     "denoising_steps",
     "ft_denoising_steps",
+    "sampling_steps",
     "n_episodes",
     "train.render.freq",
     *(
@@ -241,7 +231,7 @@ def validate(cfg: DictConfig) -> None:
     stage = plain.get("stage")
     if stage not in STAGES:
         raise UsageError(f"stage: expected one of {sorted(STAGES)}, found {stage!r}")
-    check_section(plain, {**COMMON, **STAGES[stage]}, "")
+    check_section(plain, schema(plain), "")
     if plain.get("wandb") is not None:
         check_section(plain["wandb"], _WANDB, "wandb")
     for path, node in _targets(plain, ""):
@@ -256,6 +246,32 @@ def validate(cfg: DictConfig) -> None:
         raise UsageError(
             f"act_steps: cannot execute more actions ({plain['act_steps']}) than horizon_steps predicts ({plain['horizon_steps']})"
         )
+
+
+def schema(plain: Mapping[str, Any]) -> Section:
+    """Every key that a plain configuration of its stage may have, those of its algorithm included, with its type.
+
+    Raises:
+        UsageError: ``train.algorithm`` names no algorithm.
+    """
+    known = {**COMMON, **STAGES[plain["stage"]]}
+    if plain["stage"] == "finetune":
+        train = plain.get("train")
+        settings = _algorithm(train.get("algorithm", PPO) if isinstance(train, Mapping) else PPO).SETTINGS
+        known["train"] = {**known["train"], **settings}
+    return known
+
+
+def _algorithm(path: object) -> type:
+    """The class that ``train.algorithm`` names."""
+    _check_origin(path, "train.algorithm")
+    try:
+        found = get_class(str(path))
+    except Exception as error:  # hydra wraps whatever the import raised
+        raise UsageError(f"train.algorithm: cannot import {path!r}: {error}") from error
+    if not hasattr(found, "SETTINGS"):
+        raise UsageError(f"train.algorithm: expected a class like agent.finetune.ppo.PPO, found {path!r}")
+    return found
 
 
 def check_section(node: Mapping[str, Any], schema: Section, path: str) -> None:

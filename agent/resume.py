@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from agent import checkpoint
+from agent.config import PPO
 from agent.errors import CheckpointError, UsageError
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,9 @@ FREE = {
     "train.n_epochs", "train.n_train_itr", "train.save_model_freq", "train.latest_every_s", "train.render", "train.val_freq", "train.eval_episodes",
     "train.stop_at_return", "train.final_eval_episodes", "train.log_freq", "train.diagnostics_freq",
 }  # fmt: skip
+
+
+OLDER = {"train.algorithm": PPO}  # settings that older runs had without writing them down
 
 
 def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any] | None:
@@ -52,6 +56,7 @@ def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any] | None:
 def check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ``UsageError`` for the first setting that differs and is not in ``FREE``."""
     old, new = dict(_flatten(saved)), dict(_flatten(wanted))
+    old = {key: value for key, value in OLDER.items() if key in new} | old
     for key in sorted(old.keys() | new.keys()):
         if not _is_free(key) and old.get(key) != new.get(key):
             raise UsageError(

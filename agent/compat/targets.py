@@ -17,11 +17,14 @@ EVAL = "agent.eval.eval_agent.EvalAgent"
 
 
 class Agent(NamedTuple):
-    """A published agent: its stage, the algorithm's name, and our class (None: not supported yet)."""
+    """A published agent: its stage, the algorithm's name, our class (None: not supported yet), and of fine-tuning the module in
+    ``agent/finetune`` and class of the algorithm; the file of ``cfg/base/method`` of that module's name has what the original leaves to
+    its code."""
 
     stage: str
     algorithm: str
     ours: str | None
+    learner: str = "ppo.PPO"
 
 
 AGENTS: dict[str, Agent] = {

@@ -17,7 +17,7 @@ from agent.compat import keys, targets
 from agent.compat.command_line import CFG
 from agent.compat.notes import Notes
 from agent.compat.policy import available, translate_policy
-from agent.config import COMMON, STAGES, check_section, validate
+from agent.config import check_section, schema, validate
 from agent.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SCRATCH = "scratch"  # a base policy of random weights
 PPO_DIFFUSION = "model.diffusion.diffusion_ppo.PPODiffusion"
 BASES = {  # what the original leaves to its code stands in these files of cfg/base
     "pretrain": ("run", "stage/pretrain"),
-    "finetune": ("run", "env", "stage/finetune", "method/ppo"),
+    "finetune": ("run", "env", "stage/finetune"),
     "eval": ("run", "env", "stage/eval"),
 }
 _NOT_OF_A_BASE = ("hydra", "defaults", "model", "name", "network_name", "denoising_steps", "ft_denoising_steps")
@@ -78,6 +78,8 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
         if not isinstance(tree.get(section), dict):
             raise UsageError(f"{section}: expected a section, found {tree.get(section)!r}")
     tree |= {"_target_": agent.ours or targets.FINETUNE, "stage": agent.stage, "benchmark": _benchmark(tree)}
+    if agent.stage == "finetune":
+        tree["train"]["algorithm"] = f"agent.finetune.{agent.learner}"
     missing = [] if agent.ours else [f"{agent.algorithm} is not supported yet"]
     missing += [line for line in translate_policy(tree, notes) if agent.ours or not line.startswith("model._target_")]
     missing += _refusals(tree) + _world(tree)
@@ -88,13 +90,13 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
             notes.add("idle", f"train.{key}", f"{name} never reads it")
     {"pretrain": _pretrain, "finetune": _finetune, "eval": _eval}[agent.stage](tree, names, notes)
     _devices(tree, notes)
-    schema = {**COMMON, **STAGES[agent.stage]}
+    known = schema(tree)
     if agent.ours is None:
-        schema |= keys.NOT_YET | {"train": {**schema["train"], **keys.NOT_YET["train"]}}
-    notes.drop_unread(tree, schema | {"wandb": _base("run")["wandb"]}, "", _sources(cfg))
-    out = _on_base(tree)
+        known |= keys.NOT_YET | {"train": {**known["train"], **keys.NOT_YET["train"]}}
+    notes.drop_unread(tree, known | {"wandb": _base("run")["wandb"]}, "", _sources(cfg))
+    out = _on_base(tree, agent)
     if missing:
-        _check_the_rest(out, schema)
+        _check_the_rest(out, known)
     return Translation(out, notes, missing)
 
 
@@ -309,10 +311,12 @@ def _devices(tree: dict[str, Any], notes: Notes) -> None:
             section[key] = "auto"
 
 
-def _on_base(tree: dict[str, Any]) -> DictConfig:
+def _on_base(tree: dict[str, Any], agent: targets.Agent) -> DictConfig:
     """``tree`` on top of what the project's own configurations of that kind share."""
     stage, benchmark = tree["stage"], tree["benchmark"]
     files = list(BASES[stage])
+    if stage == "finetune":
+        files.append(f"method/{agent.learner.partition('.')[0]}")
     if stage != "pretrain":
         image = "_img" if _sees(tree) else ""
         files.append(f"benchmark/{benchmark}{image}_env")
@@ -355,14 +359,14 @@ def _base(name: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
 
 
-def _check_the_rest(cfg: DictConfig, schema: dict[str, Any]) -> None:
+def _check_the_rest(cfg: DictConfig, known: dict[str, Any]) -> None:
     """``validate`` for a configuration of which something is missing: all of it but that.
 
     Raises:
         UsageError: as ``validate``.
     """
     plain = OmegaConf.to_container(cfg)
-    check_section({key: value for key, value in plain.items() if key != "wandb"}, schema, "")
+    check_section({key: value for key, value in plain.items() if key != "wandb"}, known, "")
     model = plain["model"]
     if not available(model["_target_"]):
         unknown = set(model) - targets.ARGUMENTS[model["_target_"]] - set(targets.PARTS) - {"_target_"}
@@ -377,6 +381,6 @@ def _check_the_rest(cfg: DictConfig, schema: dict[str, Any]) -> None:
             plain.pop(key, None)
     if "train" in plain:
         for key in keys.NOT_YET["train"]:
-            if key not in STAGES[plain["stage"]]["train"]:
+            if key not in schema(plain)["train"]:
                 plain["train"].pop(key, None)
     validate(OmegaConf.create(plain))

@@ -1,27 +1,87 @@
-"""What the loop asks of an algorithm, and what PPO asks of a policy. A new algorithm is one file beside ``ppo.py``."""
+"""What the loop asks of an algorithm, and what PPO asks of a policy.
+
+A new algorithm is one file with a subclass of ``Algorithm``, and one method YAML that names it: ``train.algorithm: package.module.Class``.
+The loop is the same for all: evaluate if due, collect (``act``, ``observe``), ``update``, log, save.
+"""
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from agent.agent import build
+from agent.config import PPO
+from agent.errors import UsageError
 from agent.finetune.rollout import Rollout
+from env.protocol import NpObs
 from model.types import Obs, Sample
 
 
-class Algorithm(Protocol):
-    """Learns from rollouts; the loop collects, evaluates, logs and saves."""
+class Algorithm(ABC):
+    """Learns from experience; the loop collects, evaluates, logs and saves.
 
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """Learn from one rollout; returns what to log."""
+    Args:
+        policy: on its device; what the loop evaluates and saves.
+        train: the configuration's ``train`` section.
+        n_envs: N of the rollouts.
+        generator: of everything that the algorithm draws, on the policy's device.
+    """
 
+    SETTINGS: ClassVar[dict[str, Any]]  # keys of ``train`` that it reads besides the loop's own, and their types
+    HEADLINE: ClassVar[tuple[tuple[str, str, str], ...]] = ()  # of the console line: label, metric, format
+    WHOLE_CHUNKS: ClassVar[bool] = False  # it values chunks of ``horizon_steps`` actions: all of them must be executed
+    collects = True  # False: learns from data alone; the world is for evaluation
+
+    def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
+        self.policy, self.train, self.n_envs, self.generator = policy, train, n_envs, generator
+
+    def act(self, obs: Obs, noise: Tensor) -> Sample:
+        """Explore: a chunk for each of N observations. ``noise (N, *policy.noise_shape)`` is standard normal."""
+        return self.policy.sample(obs, deterministic=False, noise=noise)
+
+    def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:  # noqa: B027 (who learns from whole rollouts need not look on)
+        """Called when row ``step`` of the rollout is complete; ``final_obs`` is what each of its N chunks led to."""
+
+    @abstractmethod
+    def update(self, rollout: Rollout | None, iteration: int) -> dict[str, float]:
+        """Learn; returns what to log. ``rollout`` is None where nothing was collected."""
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the policy's weights that an exact resume needs."""
+        """Everything besides the policy's weights that an exact resume needs. ``"replay"``, if there, is kept in latest.pt only."""
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
+
+
+def make_algorithm(
+    cfg: DictConfig, policy: nn.Module, train: Mapping[str, Any], generator: torch.Generator
+) -> Algorithm:
+    """The one that ``train.algorithm`` names, with the transitions of ``offline_dataset`` if it learns from any.
+
+    Raises:
+        UsageError: it and the rest of the configuration do not go together.
+    """
+    kind, extra = get_class(train.get("algorithm", PPO)), {}
+    if kind.WHOLE_CHUNKS and cfg.act_steps != cfg.horizon_steps:
+        raise UsageError(
+            f"act_steps: {kind.__name__} values whole chunks, so all horizon_steps={cfg.horizon_steps} actions must be executed, "
+            f"found act_steps={cfg.act_steps}"
+        )
+    if "offline" in inspect.signature(kind).parameters:
+        if not cfg.get("offline_dataset"):
+            raise UsageError(f"offline_dataset: {kind.__name__} also learns from demonstrations; give their section")
+        extra["offline"] = build(cfg.offline_dataset)
+        extra["offline"].check(cfg.obs_dim, cfg.action_dim)
+    return kind(policy, train, cfg.env.n_envs, generator, **extra)
 
 
 class ChainPolicy(Protocol):

@@ -1,8 +1,9 @@
-"""The one fine-tuning loop: evaluate if due, collect, update, log, save. Algorithms plug into ``update``; see ``algorithm.py``."""
+"""The one fine-tuning loop: evaluate if due, collect, update, log, save. ``train.algorithm`` plugs in; see ``algorithm.py``."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -20,7 +21,7 @@ from agent.errors import CheckpointError
 from agent.eval import EvalResult, evaluate, is_solvable
 from agent.eval.video import EPISODES, record_video
 from agent.finetune import base_policy
-from agent.finetune.ppo import PPO
+from agent.finetune.algorithm import make_algorithm
 from agent.finetune.preflight import check_memory
 from agent.finetune.rollout import EpisodeTracker, Rollout, collect
 from agent.logger import RunLogger, locate_run
@@ -71,7 +72,7 @@ class FinetuneAgent:
         self.venv = make_vector_env(env_cfg, self.normalizer)
         self.eval_env = make_vector_env({**env_cfg, "render": False}, self.normalizer)
         check_memory(self.policy, self.venv, cfg.train.n_steps, self.train, self._chain_shape())
-        self.algorithm = PPO(self.policy, self.train, cfg.env.n_envs, self.generator)
+        self.algorithm = make_algorithm(cfg, self.policy, self.train, self.generator)
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)
         self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0
         self.before: dict[str, Any] | None = None
@@ -101,10 +102,11 @@ class FinetuneAgent:
             total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None
         )
         while self.iteration < n_iterations and not self.stopped:
-            self._start_episodes()
-            if rollout is None:
-                rollout = self._allocate()
-            metrics = self._collect(rollout, bar)
+            metrics = {}
+            if self.algorithm.collects:
+                self._start_episodes()
+                rollout = rollout or self._allocate()
+                metrics = self._collect(rollout, bar)
             metrics |= self.algorithm.update(rollout, self.iteration)
             self.iteration += 1
             if (
@@ -135,15 +137,17 @@ class FinetuneAgent:
     def _say(self, metrics: dict[str, float]) -> None:
         """One console line per iteration."""
         left = (self.train["n_train_itr"] - self.iteration) * metrics["time/iteration"]
+        words = [f"{label} {metrics.get(key, math.nan):{style}}" for label, key, style in self.algorithm.HEADLINE]
+        if self.algorithm.collects:
+            words.insert(0, f"return {metrics['train/episode_return']:.4g} (exploring)")
+            if is_solvable(self.venv):
+                words.insert(0, f"success {metrics['train/success_rate']:.3f}")
+            words.append(f"{metrics['time/env_steps_per_s']:,.0f} env steps/s")
         log.info(
-            "itr %d/%d  %sreturn %.4g (exploring)  kl %.4f  explained variance %.2f  %s env steps/s  %.0f s/itr, %.1f min left",
+            "itr %d/%d  %s  %.0f s/itr, %.1f min left",
             self.iteration,
             self.train["n_train_itr"],
-            f"success {metrics['train/success_rate']:.3f}  " if is_solvable(self.venv) else "",
-            metrics["train/episode_return"],
-            metrics["approx_kl"],
-            metrics["explained_variance"],
-            f"{metrics['time/env_steps_per_s']:,.0f}",
+            "  ".join(words),
             metrics["time/iteration"],
             left / 60,
         )
@@ -222,8 +226,9 @@ class FinetuneAgent:
             bar.refresh() if done % max(1, n_chunks // 20) == 0 else None
 
         self.obs, self.firsts, spent = collect(
-            self.policy, self.venv, self.obs, self.firsts, rollout, self.tracker, self.generator, tick
-        )
+            self.policy, self.venv, self.obs, self.firsts, rollout, self.tracker, self.generator, tick,
+            self.algorithm.act, self.algorithm.observe,
+        )  # fmt: skip
         self.env_steps += n_chunks * per_chunk
         self.recent.extend(episode[0] for episode in self.tracker.finished)
         seconds = time.perf_counter() - started
@@ -259,7 +264,8 @@ class FinetuneAgent:
         }
         folder = self.logger.logdir / "checkpoint"
         if numbered:
-            checkpoint.save(folder / f"state_{self.iteration}.pt", payload)
+            light = {key: value for key, value in payload["algorithm"].items() if key != "replay"}
+            checkpoint.save(folder / f"state_{self.iteration}.pt", {**payload, "algorithm": light})
         checkpoint.save(folder / "latest.pt", payload)
 
     def _restore(self, payload: dict[str, Any]) -> None:

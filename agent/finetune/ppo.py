@@ -21,20 +21,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from agent.config import NUMBER, optimizer_settings, optional
 from agent.errors import UsageError
+from agent.finetune.algorithm import Algorithm
 from agent.finetune.gae import generalized_advantage
+from agent.finetune.minibatch import Data, Losses, look, share, take
 from agent.finetune.reward_scaling import RunningRewardScaler
 from agent.finetune.rollout import Rollout
 from agent.metrics import explained_variance
 from agent.optim import CosineAnnealingWarmupRestarts
 from model.common.modules import RandomShiftsAug
-from model.common.vision import shift_obs
 from model.types import Obs
 
 TIME_LIMITS = ("bootstrap", "terminal")  # what an episode is worth that the time limit cut: its last observation's value, or nothing
@@ -72,18 +73,33 @@ def value_objective(values: Tensor, returns: Tensor, old_values: Tensor, clip: f
     return 0.5 * loss.mean()
 
 
-class PPO:
-    """Clipped policy optimisation and a value regression, on two optimisers.
+class PPO(Algorithm):
+    """Clipped policy optimisation and a value regression, on two optimisers; ``policy`` has the interface of ``ChainPolicy``."""
 
-    Args:
-        policy: a module with the interface of ``ChainPolicy``, on its device.
-        train: the configuration's ``train`` section.
-        n_envs: N of the rollouts.
-        generator: of the minibatches, on the policy's device.
-    """
+    HEADLINE = (("kl", "approx_kl", ".4f"), ("explained variance", "explained_variance", ".2f"))
+    SETTINGS: ClassVar = {
+        "gae_lambda": NUMBER,
+        "n_critic_warmup_itr": int,
+        **optimizer_settings("actor"),
+        **optimizer_settings("critic"),
+        "eta_lr": NUMBER,
+        "eta_weight_decay": NUMBER,
+        "reward_scale_running": bool,
+        "reward_scale_const": NUMBER,
+        "time_limit": str,
+        "augment": bool,
+        "batch_size": int,
+        "grad_accumulate": int,
+        "whole_chains": optional(bool),
+        "logprob_batch_size": int,
+        "update_epochs": int,
+        "vf_coef": NUMBER,
+        "target_kl": optional(NUMBER),
+        "max_grad_norm": optional(NUMBER),
+    }
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
-        self.policy, self.train, self.generator = policy, train, generator
+        super().__init__(policy, train, n_envs, generator)
         self.actor_optimizer = torch.optim.AdamW(
             policy.actor_parameters(), train["actor_lr"], weight_decay=train["actor_weight_decay"]
         )
@@ -127,7 +143,7 @@ class PPO:
         advantages = self._normalise(advantages.flatten(), rows)
         returns = returns.flatten()
         learn_actor = iteration >= self.train["n_critic_warmup_itr"]
-        data = _Data(obs, shifts, rollout.chains.flatten(0, 1), rollout.log_probs.flatten(0, 1))
+        data = Data(obs, shifts, rollout.chains.flatten(0, 1), rollout.log_probs.flatten(0, 1))
         if learn_actor and shifts is not None:
             data.log_probs = self._log_probs(data, rows)
         metrics |= self._epochs(data, rows, advantages, returns, values.flatten(), learn_actor)
@@ -149,7 +165,7 @@ class PPO:
         some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 512), device=rows.device).long()]
         n_steps = rollout.log_probs.shape[2]
         with torch.no_grad():
-            new = self.policy.chain_log_probs(_take(obs, some), rollout.chains.flatten(0, 1)[some])
+            new = self.policy.chain_log_probs(take(obs, some), rollout.chains.flatten(0, 1)[some])
         worst = float((new - rollout.log_probs.view(-1, n_steps)[some]).abs().max())
         if not worst < (GPU_IMAGE_TOLERANCE if "rgb" in obs and new.is_cuda else RATIO_TOLERANCE):
             raise RuntimeError(
@@ -164,7 +180,7 @@ class PPO:
             return None
         return self.shifts.draw(len(obs["rgb"]), self.generator, rollout.chains.device)
 
-    def _log_probs(self, data: _Data, rows: Tensor) -> Tensor:
+    def _log_probs(self, data: Data, rows: Tensor) -> Tensor:
         """(S * N, K) of the policy as it is, on the observations as the update will see them."""
         out = torch.zeros_like(data.log_probs)
         with torch.no_grad():
@@ -183,7 +199,7 @@ class PPO:
         everything = torch.arange(rewards.numel(), device=device)
         with torch.no_grad():
             values = torch.cat(
-                [self.policy.value(_look(obs, i, shifts)) for i in everything.split(self._rows_at_once(obs))]
+                [self.policy.value(look(obs, i, shifts)) for i in everything.split(self._rows_at_once(obs))]
             ).view(shape)
             final = torch.zeros(shape, device=device).flatten()
             for index, last in rollout.final_obs:
@@ -214,11 +230,11 @@ class PPO:
         return advantages
 
     def _epochs(
-        self, data: _Data, rows: Tensor, advantages: Tensor, returns: Tensor, values: Tensor, learn_actor: bool
+        self, data: Data, rows: Tensor, advantages: Tensor, returns: Tensor, values: Tensor, learn_actor: bool
     ) -> dict[str, float]:
         """``update_epochs`` passes over all pairs (actor) and all chunks (critic), in equally many minibatches; an optimiser step
         per ``grad_accumulate`` of them (what remains at the end of an epoch makes a smaller step)."""
-        train, losses = self.train, _Losses()
+        train, losses = self.train, Losses()
         stopped = not learn_actor
         for _ in range(train["update_epochs"]):
             pairs, chunks = self._minibatches(data, rows)
@@ -235,7 +251,7 @@ class PPO:
             )
         return metrics | {"updates": float(losses.updates), "kl_stopped": float(stopped and learn_actor)}
 
-    def _minibatches(self, data: _Data, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _minibatches(self, data: Data, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Pairs (chunk * K + step) and chunks (both index ``rows``), shuffled and divided into equally many parts."""
         n_steps = data.log_probs.shape[1]
         n_pairs = len(rows) * n_steps
@@ -254,7 +270,7 @@ class PPO:
         return torch.randperm(n, generator=self.generator, device=device)
 
     def _learn_actor(
-        self, data: _Data, rows: Tensor, pairs: tuple[Tensor, ...], advantages: Tensor, losses: _Losses
+        self, data: Data, rows: Tensor, pairs: tuple[Tensor, ...], advantages: Tensor, losses: Losses
     ) -> Tensor:
         """One optimiser step on the mean over all of ``pairs``, one minibatch in memory at a time; returns the KL divergence."""
         n_steps, total, kls = data.log_probs.shape[1], sum(map(len, pairs)), []
@@ -266,18 +282,18 @@ class PPO:
             loss, kl, clipped = clipped_objective(
                 new - data.log_probs[row, step], weighted, self.policy.clip_range(step)
             )
-            _share(loss, len(pair), total).backward()
+            share(loss, len(pair), total).backward()
             losses.policy.append(loss.detach())
             losses.kl.append(kl)
             losses.clipped.append(clipped)
-            kls.append(_share(kl, len(pair), total))
+            kls.append(share(kl, len(pair), total))
         self._step(self.actor_optimizer, self.train["max_grad_norm"])
         if self.eta_optimizer is not None:
             self.eta_optimizer.step()
         losses.updates += 1
         return kls[0] if len(kls) == 1 else torch.stack(kls).sum()
 
-    def _log_prob(self, data: _Data, row: Tensor, step: Tensor) -> Tensor:
+    def _log_prob(self, data: Data, row: Tensor, step: Tensor) -> Tensor:
         """(B,) of pairs; rows that occur more than once are encoded once."""
         if "rgb" in data.obs:
             seen, inverse = torch.unique(row, return_inverse=True)
@@ -287,7 +303,7 @@ class PPO:
         return self.policy.log_prob(obs, data.chains[row, step], data.chains[row, step + 1], step)
 
     def _learn_critic(
-        self, data: _Data, rows: Tensor, chunks: tuple[Tensor, ...], returns: Tensor, values: Tensor, losses: _Losses
+        self, data: Data, rows: Tensor, chunks: tuple[Tensor, ...], returns: Tensor, values: Tensor, losses: Losses
     ) -> None:
         total = sum(map(len, chunks))
         if not total:
@@ -300,7 +316,7 @@ class PPO:
             loss = value_objective(
                 self.policy.value(data.look(row)), returns[row], values[row], self.policy.clip_vloss_coef
             )
-            _share(self.train["vf_coef"] * loss, len(chunk), total).backward()
+            share(self.train["vf_coef"] * loss, len(chunk), total).backward()
             losses.value.append(loss.detach())
         self._step(self.critic_optimizer, None)
 
@@ -337,53 +353,3 @@ class PPO:
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.checked_ratio = state["checked_ratio"]
-
-
-@dataclass
-class _Data:
-    """What minibatches are taken from; M = S * N chunks."""
-
-    obs: Obs  # (M, ...)
-    shifts: Tensor | None  # (M, 2)
-    chains: Tensor  # (M, K + 1, Ta, Da)
-    log_probs: Tensor  # (M, K) that the ratio is relative to
-
-    def look(self, rows: Tensor) -> Obs:
-        """Observations as the learner sees them."""
-        return _look(self.obs, rows, self.shifts)
-
-
-@dataclass
-class _Losses:
-    """Of every minibatch, 0-d tensors; nothing waits for them before the end."""
-
-    policy: list[Tensor] = field(default_factory=list)
-    kl: list[Tensor] = field(default_factory=list)
-    clipped: list[Tensor] = field(default_factory=list)
-    value: list[Tensor] = field(default_factory=list)
-    updates: int = 0  # optimiser steps of the actor
-
-    def means(self) -> dict[str, float]:
-        """Over the minibatches; NaN where there were none."""
-        named = {
-            "loss/policy": self.policy,
-            "approx_kl": self.kl,
-            "clip_fraction": self.clipped,
-            "loss/value": self.value,
-        }
-        return {key: float(torch.stack(x).mean()) if x else math.nan for key, x in named.items()}
-
-
-def _share(loss: Tensor, n: int, total: int) -> Tensor:
-    """The part of a mean over ``total`` that a mean over ``n`` of them contributes."""
-    return loss if n == total else loss * (n / total)
-
-
-def _take(obs: Obs, rows: Tensor) -> Obs:
-    """Rows of every observation key, on the device of ``rows`` (images are stored on the host, and sent as uint8)."""
-    return {key: value[rows.to(value.device)].to(rows.device) for key, value in obs.items()}
-
-
-def _look(obs: Obs, rows: Tensor, shifts: Tensor | None) -> Obs:
-    """``_take``, with images moved by their ``shifts (M, 2)``."""
-    return shift_obs(_take(obs, rows), None if shifts is None else shifts[rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from env.protocol import NpObs, StepResult, VectorEnv
-from model.types import Obs
+from model.types import Obs, Sample
 
 SMALL_BATCH = 256  # rows below which a second thread costs more in synchronisation than it saves in arithmetic
 
@@ -163,15 +163,18 @@ def collect(
     rollout: Rollout,
     tracker: EpisodeTracker,
     generator: torch.Generator,
-    on_step: object = None,
+    on_step: Callable[[], None] | None = None,
+    act: Callable[[Obs, Tensor], Sample] | None = None,
+    observe: Callable[[Rollout, int, NpObs], None] | None = None,
 ) -> tuple[NpObs, np.ndarray, dict[str, float]]:
     """Fill ``rollout`` with S chunks from ``obs`` on.
 
     Args:
-        policy: ``sample(obs, deterministic=False, noise=(N, steps + 1, Ta, Da)) -> Sample`` with chains and log-probs.
+        policy: ``sample(obs, deterministic=False, noise=(N, *noise_shape)) -> Sample``, with chains and log-probs if it has a chain.
         firsts: (N,) bool, which slots are at the start of an episode.
         generator: of the sampling noise, on the policy's device.
         on_step: called without arguments after every chunk (a progress bar).
+        act, observe: of ``Algorithm``; by default the policy samples, and nobody looks on.
 
     Returns:
         the observations and ``firsts`` to go on from, and seconds spent sampling and simulating.
@@ -186,14 +189,16 @@ def collect(
         tensors = to_torch(obs, device)
         noise = torch.randn(n_envs, *policy.noise_shape, generator=generator, device=device)
         with torch.no_grad(), threads_for(n_envs, "rgb" in tensors):
-            sample = policy.sample(tensors, deterministic=False, noise=noise)
+            sample = act(tensors, noise) if act else policy.sample(tensors, deterministic=False, noise=noise)
         actions = sample.trajectories[:, : venv.act_steps].cpu().numpy()
         for key, store in rollout.obs.items():  # before the step, which may draw its images over these
             store[s] = torch.as_tensor(obs[key]) if store.device.type == "cpu" else tensors[key]
         t1 = time.perf_counter()
         result = venv.step(actions)
         t2 = time.perf_counter()
-        rollout.chains[s], rollout.log_probs[s] = sample.chains, sample.log_probs
+        rollout.chains[s] = sample.trajectories[:, None] if sample.chains is None else sample.chains
+        if sample.log_probs is not None:
+            rollout.log_probs[s] = sample.log_probs
         done = result.terminated | result.truncated
         for name, value in (
             ("rewards", result.reward),
@@ -206,6 +211,8 @@ def collect(
         for i in np.flatnonzero(result.info["invalid"]):
             rollout.valid[episode_start[i] : s + 1, i] = False
         episode_start[done] = s + 1
+        if observe is not None:
+            observe(rollout, s, result.final_obs)
         tracker.step(result)
         obs, firsts = result.obs, done
         spent["time/sample"] += t1 - t0

@@ -212,7 +212,7 @@ def test_whole_chains_cover_every_pair_once():
     actor = make_policy()
     rollout, _ = make_state_rollout(actor, PointMass(N, 2, 11), S)
     rows = torch.arange(S * N)[3:]
-    data = ppo_module._Data({"state": None}, None, None, rollout.log_probs.flatten(0, 1))
+    data = ppo_module.Data({"state": None}, None, None, rollout.log_probs.flatten(0, 1))
     for whole in (True, False, None):
         pairs, chunks = learner(actor, whole_chains=whole)._minibatches(data, rows)
         assert len(pairs) == len(chunks) == round(len(rows) * K / 30)
