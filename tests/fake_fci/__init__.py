@@ -1,0 +1,1 @@
+"""A fake Panda control unit on loopback: research interface version 5, gripper interface version 3."""
