@@ -153,6 +153,12 @@ def target(
     return given[0], given[1] / norm, given[2]
 
 
+def load(mass: float) -> tuple[list[float], list[float]]:
+    """Centre (3,) in the flange's frame and inertia (9,) of a load between the fingers: a ball of 3 cm."""
+    centre = frames.GRIP_SITE_IN_FLANGE[:3, 3]
+    return centre.tolist(), (np.eye(3) * 0.4 * mass * 0.03**2).ravel().tolist()
+
+
 @dataclass(frozen=True)
 class Site:
     """The grip site in the frame that the robot calls its end effector, whatever has been set there in the robot's web page."""

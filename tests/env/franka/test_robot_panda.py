@@ -146,7 +146,7 @@ def test_another_end_effector_in_the_web_page_changes_nothing(fake):
         turn = np.eye(4)
         turn[:3, :3] = frames.quat_to_matrix(frames.exp_quat(np.array([0.3, -0.2, 0.5])))
         turn[:3, 3] = 0.02, -0.03, 0.05
-        robot._panda.get_robot().set_ee(turn.T.ravel().tolist())
+        robot.vendor.get_robot().set_ee(turn.T.ravel().tolist())
     with driving(fake) as robot:
         state = robot.state()
         np.testing.assert_allclose(state.position, before.position, atol=1e-9)
@@ -213,7 +213,7 @@ def test_what_is_no_pose_is_refused_before_the_driver(position, quaternion, twis
         def set_control(self, *arguments):
             raise AssertionError(f"{arguments} reached the driver")
 
-    robot._controller = Controller()
+    robot.controller = Controller()
     with pytest.raises(ValueError, match="expected"):
         robot.set_target(np.array(position, float), np.array(quaternion, float), np.array(twist, float))
 
