@@ -102,6 +102,8 @@ class _Table(nn.Module):
 
 def _tabulate(policy: nn.Module) -> None:
     """Replace each embedding of diffusion steps by its values: no runtime then computes them anew in every step."""
+    if not hasattr(policy, "denoising_steps"):  # a flow's times are no integers
+        return
     for module in list(policy.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, TimeEmbedding):

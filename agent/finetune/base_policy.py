@@ -65,7 +65,8 @@ def _kind(cfg: Mapping[str, Any]) -> str:
     """What the names of configurations say of the policy: who denoises does diffusion, the others say in the run's name who they are."""
     if "denoising_steps" in cfg:
         return "diffusion"
-    return "gmm" if "_gmm_" in str(cfg.get("name")) else "gaussian"
+    words = str(cfg.get("name")).split("_")
+    return next((kind for kind in ("gmm", "flow", "shortcut", "meanflow") if kind in words), "gaussian")
 
 
 def read_base(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from model.common.mlp import activation
+from model.types import ShapeError
 
 
 class SinusoidalPosEmb(nn.Module):
@@ -25,13 +26,25 @@ class SinusoidalPosEmb(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Integer or float steps ``(B,)``."""
-        angles = t[:, None] * self.frequencies
+        """Integer or float steps ``(B,)``; or several times, ``(B, n)``, which then share the columns: each has every
+        ``n``-th frequency.
+
+        Raises:
+            ShapeError: ``n`` does not divide the ``dim / 2`` frequencies.
+        """
+        if t.ndim == 1:
+            angles = t[:, None] * self.frequencies
+        else:
+            n = t.shape[1]
+            if len(self.frequencies) % n:
+                raise ShapeError(f"time_dim: {n} times need a multiple of {2 * n}, found {2 * len(self.frequencies)}")
+            angles = (t[:, :, None] * self.frequencies[::n]).flatten(1)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class TimeEmbedding(nn.Sequential):
-    """Diffusion steps ``(B,)`` to ``(B, dim)``: sines, a hidden layer, an output layer; parameters ``1.*`` and ``3.*``.
+    """Diffusion steps ``(B,)`` (or times of a flow, see ``SinusoidalPosEmb``) to ``(B, dim)``: sines, a hidden layer, an output
+    layer; parameters ``1.*`` and ``3.*``.
 
     Args:
         dim: width of the sines and of the result.
