@@ -184,9 +184,12 @@ _GRIP = Transform.from_matrix(GRIP_SITE_IN_FLANGE)
 _GRIP_INVERSE = _GRIP.inverse()
 
 
-def fingertips(position: np.ndarray, quaternion: np.ndarray, width: float) -> np.ndarray:
-    """The corners (..., 4, 3) of the two fingertips of a hand opened to ``width`` metres whose grip site is at the pose given."""
-    y, x, z = width / 2, FINGERTIP_HALF_THICKNESS, FINGERTIP_DEPTH
-    corners = np.array([[x, y, z], [-x, y, z], [x, -y, z], [-x, -y, z]])
-    position, quaternion = np.asarray(position), np.asarray(quaternion)
-    return quat_rotate(quaternion[..., None, :], corners) + position[..., None, :]
+def lowest_fingertip(quaternion: np.ndarray, width: np.ndarray | float) -> np.ndarray:
+    """How far (...) above the grip site, along the base's z, the lowest corner of the two fingertips is (negative: below it).
+
+    Each hand's orientation is ``quaternion (..., 4)``, its fingers ``width`` metres apart.
+    """
+    x, y, z, w = np.moveaxis(np.asarray(quaternion, np.float64), -1, 0)
+    third_row = 2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)  # of the rotation matrix
+    sides = np.abs(third_row[0]) * FINGERTIP_HALF_THICKNESS + np.abs(third_row[1]) * np.asarray(width) / 2
+    return third_row[2] * FINGERTIP_DEPTH - sides

@@ -226,8 +226,9 @@ class Tick:
     reference_quaternion: np.ndarray  # (4,)
     t_infer_start: float = float("nan")  # of the inference whose chunk the action is from
     t_infer_end: float = float("nan")
-    raw: Mapping[str, np.ndarray] = field(default_factory=dict)  # by published key, at **every** tick: what demonstrations are made of;
-    # (D,), images (H, W, 3) uint8 RGB as the policy gets them. Empty: those of ``observation``, where there is one
+    # by published key, at **every** tick: what demonstrations are made of; (D,), images (H, W, 3) uint8 RGB as the policy gets them.
+    # Empty: those of ``observation``, where there is one
+    raw: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Recorder(Protocol):
