@@ -1,4 +1,4 @@
-"""The picture of ``env.render_quality``: every task's cameras in all three modes, with what an image costs.
+"""The picture of ``env.render_quality``: every task's cameras in all three modes, drawn by OpenGL, with what an image costs.
 
     python script/render_quality_figure.py --out assets/render_quality.png
 
@@ -22,12 +22,10 @@ import numpy as np  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from env.engine.cameras import QUALITIES, CameraPool  # noqa: E402
-from env.registry import EXPERTS, family, make_vector_env  # noqa: E402
+from env.engine.cameras import QUALITIES, CameraPool, pose_of  # noqa: E402
+from env.registry import family  # noqa: E402
 from env.robomimic.env_meta import TASKS  # noqa: E402
-
-MOMENTS = {"lift": 40, "can": 60, "square": 60, "transport": 120}  # control step that is shown
-STATES = 12  # images per pass that the cost is measured on
+from script.bench.scenes import MOMENTS, episode  # noqa: E402
 
 
 @dataclass
@@ -39,26 +37,9 @@ class Shown:
     difference: float = 0.0
 
 
-def episode(task: str, seed: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Poses ``(STATES, nbody, 7)`` on the way to the moment that is shown, which comes last, and the episode's draw."""
-    venv = make_vector_env({"name": task, "n_envs": 1, "act_steps": 1, "max_episode_steps": 10**6, "n_threads": 1})
-    try:
-        obs, steps = venv.reset([seed]), MOMENTS[task]
-        expert = EXPERTS[task].make(1, np.random.default_rng(seed), noise=0.0, retry=True) if task in EXPERTS else None
-        keep, poses = set(np.linspace(0, steps, STATES).astype(int).tolist()), []
-        for t in range(steps + 1):
-            if t in keep:
-                poses.append(venv.poses()[0])
-            action = expert.act(obs["state"][:, -1]) if expert else np.zeros((1, venv.action_dim))
-            obs = venv.step(action[:, None]).obs
-        return np.stack(poses), venv.starts()[0]
-    finally:
-        venv.close()
-
-
 def draw(task: str, quality: str, poses: np.ndarray, start: np.ndarray, passes: int = 3) -> Shown:
     """Draw the episode in one mode, on one thread, and time it."""
-    pool = CameraPool(family(task), TASKS[task].cameras, (96, 96), quality, n_threads=1)
+    pool = CameraPool(family(task), TASKS[task].cameras, (96, 96), quality, 1, "gl")
     try:
         looks, images = [pool.appearance(start)] * len(poses), np.zeros((len(poses), *pool.image_shape), np.uint8)
         pool.render(poses, looks, list(images))
@@ -76,7 +57,8 @@ def measure(tasks: list[str]) -> dict[str, dict[str, Shown]]:
     """All modes of all tasks."""
     shown: dict[str, dict[str, Shown]] = {}
     for task in tasks:
-        poses, start = episode(task)
+        seen, start = episode(task)
+        poses = np.stack([pose_of(data) for data in seen])
         shown[task] = {quality: draw(task, quality, poses, start) for quality in QUALITIES}
         faithful = shown[task]["faithful"].image.astype(int)
         for one in shown[task].values():

@@ -1,13 +1,15 @@
 """Start, render on threads, exit: does every cycle end with exit code 0?
 
     python script/bench/render_cycles.py 100
+    python script/bench/render_cycles.py 50 --renderer native --pools 20
 
-OpenGL likes to crash when a process ends. Each cycle is a process of its own that opens two render threads, draws, and ends: in turn
-after ``close``, without it, and by an exception. Exit code 0 when every cycle did as it should, 1 otherwise.
+OpenGL likes to crash when a process ends. Each cycle is a process of its own that opens two render threads (``--pools`` times), draws, and
+ends: in turn after ``close``, without it, and by an exception. Exit code 0 when every cycle did as it should, 1 otherwise.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -35,10 +37,13 @@ class Ball:
 
 data = mujoco.MjData(Ball.model)
 mujoco.mj_forward(Ball.model, data)
-pool = CameraPool(Ball(), ["eye"], (96, 96), sys.argv[1], n_threads=2)
-images = np.zeros((8, *pool.image_shape), np.uint8)
-pool.render(np.stack([pose_of(data)] * 8), [()] * 8, list(images))
-assert images.std() > 5 and (images == images[0]).all()
+for left in reversed(range(int(sys.argv[4]))):
+    pool = CameraPool(Ball(), ["eye"], (96, 96), sys.argv[1], 2, sys.argv[3])
+    images = np.zeros((8, *pool.image_shape), np.uint8)
+    pool.render(np.stack([pose_of(data)] * 8), [()] * 8, list(images))
+    assert images.std() > 5 and (images == images[0]).all()
+    if left:
+        pool.close()
 if sys.argv[2] == "close":
     pool.close()
 if sys.argv[2] == "raise":
@@ -46,11 +51,11 @@ if sys.argv[2] == "raise":
 """
 
 
-def cycle(k: int) -> str:
-    """Run the ``k``-th cycle; returns what went wrong, or nothing."""
+def cycle(k: int, renderer: str, pools: int) -> str:
+    """Run the ``k``-th cycle, of ``pools`` pools; returns what went wrong, or nothing."""
     quality, end = ("faithful", "balanced", "fast")[k // 3 % 3], ("close", "leave", "raise")[k % 3]
     done = subprocess.run(
-        [sys.executable, "-c", _CYCLE, quality, end],
+        [sys.executable, "-c", _CYCLE, quality, end, renderer, str(pools)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -63,14 +68,19 @@ def cycle(k: int) -> str:
     return f"cycle {k} ({quality}, {end}): exit code {done.returncode}, {done.stderr.strip()[-300:] or 'no message'}"
 
 
-def main(n: int) -> int:
-    """``n`` cycles, one after the other."""
-    begin = time.monotonic()
-    wrong = [problem for k in tqdm(range(n), unit="cycle") if (problem := cycle(k))]
+def main(argv: list[str] | None = None) -> int:
+    """All cycles, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("n", type=int, nargs="?", default=100, help="processes (default 100)")
+    parser.add_argument("--renderer", default="gl", help="gl (default), native, egl or osmesa")
+    parser.add_argument("--pools", type=int, default=1, help="per process (default 1)")
+    args = parser.parse_args(argv)
+    n, begin = args.n, time.monotonic()
+    wrong = [problem for k in tqdm(range(n), unit="cycle") if (problem := cycle(k, args.renderer, args.pools))]
     print(*wrong, sep="\n", end="\n" * bool(wrong))
     print(f"{n - len(wrong)} of {n} cycles ended as they should ({time.monotonic() - begin:.0f} s)")
     return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 100))
+    sys.exit(main())

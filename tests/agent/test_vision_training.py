@@ -20,6 +20,8 @@ from agent.eval.eval_agent import EvalAgent
 from agent.finetune import base_policy
 from agent.finetune.finetune import FinetuneAgent
 from agent.pretrain.pretrain import PretrainAgent
+from env.engine import renderers
+from env.errors import EnvError
 from env.normalizer import NormalizedVectorEnv
 from model.types import ShapeError
 from tests.agent import vision_runs as runs
@@ -101,8 +103,9 @@ def test_finetuning_and_evaluation_end_to_end(folder, base):
     assert rows[-1]["updates"] == 8
     path = folder / "ft" / "checkpoint" / "state_3.pt"
     assert images.of_checkpoint(checkpoint.load(path))["render_quality"] == "balanced"
+    assert images.of_checkpoint(checkpoint.load(path)) == result["images"]
     again = EvalAgent(runs.eval_config(f"base_policy_path={path}", "n_episodes=23", f"logdir={folder / 'eval'}")).run()
-    assert again["successes"] == result["after"]["successes"]
+    assert again["successes"] == result["after"]["successes"] and again["images"] == result["images"]
 
 
 def test_a_stopped_finetuning_goes_on_exactly(folder, base, tmp_path):
@@ -187,6 +190,41 @@ def test_demonstrations_that_do_not_say_are_taken_as_they_are(tmp_path, caplog):
         images.of_demonstrations(tmp_path / "train.npz")
     images.check({}, runs.eval_config(), "some.pt")
     assert "some.pt does not say how its training images were rendered" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trained_by", "asked", "opengl", "drawn", "said"),
+    [
+        (None, "auto", True, "gl", ""),  # older than env.renderer: drawn by OpenGL
+        ("gl", "auto", True, "gl", ""),
+        ("gl", "auto", False, "native", "trained on images drawn by 'gl', and sees those of 'native' (there is no OpenGL here)"),
+        ("native", "auto", True, "native", ""),
+        ("native", "egl", True, "egl", "trained on images drawn by 'native', and sees those of 'gl'"),
+        ("gl", "native", True, "native", "trained on images drawn by 'gl', and sees those of 'native'"),
+        ("gl", "osmesa", True, "osmesa", ""),
+    ],
+)  # fmt: skip
+def test_a_policy_goes_on_seeing_what_it_was_trained_on_or_is_said_not_to(
+    monkeypatch, caplog, trained_by, asked, opengl, drawn, said
+):
+    monkeypatch.setattr(renderers, "working_backend", lambda renderer="gl": ("egl" if opengl else None, ""))
+    known = {"render_quality": "balanced", "image_size": [19, 23]} | ({"renderer": trained_by} if trained_by else {})
+    record, env = images.settled({"extra": {"images": known}}, runs.eval_config(f"env.renderer={asked}"))
+    assert env["renderer"] == drawn and record["renderer"] == renderers.kind_of(drawn)
+    assert record["image_size"] == [19, 23] and record["cameras"] == ["robot0_eye_in_hand"]
+    assert caplog.text.rstrip().endswith(said) if said else not caplog.text
+
+
+def test_who_draws_for_a_policy_that_does_not_say_or_is_not_there(monkeypatch):
+    monkeypatch.setattr(renderers, "working_backend", lambda renderer="gl": ("egl", ""))
+    monkeypatch.setattr(renderers, "gpu_draws", lambda: False)
+    monkeypatch.setattr(renderers, "_NATIVE_DRAWS", True)
+    assert images.settled({"config": {}}, runs.eval_config())[1]["renderer"] == "gl"  # published: robosuite's own
+    record, env = images.settled({}, runs.finetune_config())  # from random weights: nothing to go by but the machine
+    assert env["renderer"] == "native"
+    assert record == {"render_quality": "balanced", "cameras": ["robot0_eye_in_hand"], "renderer": "native"}
+    with pytest.raises(EnvError, match="did you mean 'native'"):
+        images.settled({}, runs.finetune_config("env.renderer=nativ"))
 
 
 # Demonstrations with images

@@ -20,13 +20,14 @@ from env.errors import EnvError
 from env.normalizer import NormalizedVectorEnv, Normalizer
 from env.registry import family, make_vector_env
 from env.robomimic.env_meta import TASKS as FACTS
-from env.video import renderer_available, working_backend
+from env.video import working_backend
+from script.bench.scenes import similarity
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.robomimic,
     pytest.mark.mujoco,
-    pytest.mark.skipif(not renderer_available()[0], reason=f"no camera images: {renderer_available()[1]}"),
+    pytest.mark.skipif(working_backend()[0] is None, reason=f"no OpenGL: {working_backend()[1]}"),
 ]
 ACT_STEPS = 4
 PROPRIO = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
@@ -174,18 +175,6 @@ def moved(seed: int) -> mujoco.MjData:
     data.qpos[:7] += rng.uniform(-0.2, 0.2, 7)
     mujoco.mj_forward(task.model, data)
     return data
-
-
-def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean structural similarity of grey images, windows of 7 x 7: (K, 3, H, W)."""
-    windows = [
-        np.lib.stride_tricks.sliding_window_view(x.astype(np.float64).mean(axis=1), (7, 7), axis=(1, 2)) for x in (a, b)
-    ]
-    ma, mb = (w.mean(axis=(-2, -1)) for w in windows)
-    va, vb = (w.var(axis=(-2, -1)) for w in windows)
-    covariance = (windows[0] * windows[1]).mean(axis=(-2, -1)) - ma * mb
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    return float((((2 * ma * mb + c1) * (2 * covariance + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ ACT_STEPS = 4
 N_SIMULATIONS = 16
 CONTROL_STEPS = {"lift": 72, "can": 48, "square": 48, "transport": 24}  # of one turn
 BARS = {("lift", "faithful"): 10.0, ("lift", "balanced"): 25.0}
-QUALITIES = ("faithful", "balanced", "fast")
+WAYS = (("faithful", "gl"), ("balanced", "gl"), ("fast", "gl"), ("balanced", "native"))  # quality and renderer
 
 
 @benchmark(
@@ -41,7 +41,7 @@ def images_against_robosuite(context: Context) -> Iterator[Figure]:
 def _task(context: Context, task: str, steps: int) -> Iterator[Figure]:
     chunks = record_motion(task, steps, context.seed)
     theirs = RobosuiteSide(task, chunks, context.cores)
-    ours = {quality: EngineSide(task, chunks, quality, context.cores) for quality in QUALITIES}
+    ours = {way: EngineSide(task, chunks, *way, context.cores) for way in WAYS}
     sides = {name: Contestant(side.run, side.reset) for name, side in ours.items()}
     sides["robosuite"] = Contestant(theirs.run, theirs.reset, theirs.cpu_seconds)
     try:
@@ -51,9 +51,9 @@ def _task(context: Context, task: str, steps: int) -> Iterator[Figure]:
             side.close()
     yardstick = samples["robosuite"]
     name = f"robosuite rendering every step, {context.cores} workers"
-    for quality in QUALITIES:
-        mine, bar = samples[quality], BARS.get((task, quality))
-        row = f"{task}, {quality}, {context.cores} threads"
+    for quality, renderer in WAYS:
+        mine, bar = samples[quality, renderer], BARS.get((task, quality))
+        row = f"{task}, {quality}, {renderer}, {context.cores} threads"
         yield compare(row, "control steps/s", mine.rates, name, yardstick.rates, bar=bar)
         yield compare(row, "control steps/CPU s", mine.cpu_rates, name, yardstick.cpu_rates, bar=bar)
 
@@ -86,9 +86,9 @@ def record_motion(task: str, steps: int, seed: int) -> np.ndarray:
 
 
 class EngineSide:
-    """Our engine with images of one quality, going through ``chunks (T / 4, n, 4, Da)``."""
+    """Our engine with images of one quality by one renderer, going through ``chunks (T / 4, n, 4, Da)``."""
 
-    def __init__(self, task: str, chunks: np.ndarray, quality: str, threads: int) -> None:
+    def __init__(self, task: str, chunks: np.ndarray, quality: str, renderer: str, threads: int) -> None:
         from env.registry import make_vector_env
         from env.robomimic.env_meta import TASKS
 
@@ -96,7 +96,12 @@ class EngineSide:
             "image_keys": [f"{camera}_image" for camera in TASKS[task].cameras],
             "low_dim_keys": list(TASKS[task].obs_dims(use_object=False)),
         }
-        extra = {"n_threads": threads, "render_quality": quality, "wrappers": {"robomimic_image": wrapper}}
+        extra = {
+            "n_threads": threads,
+            "render_quality": quality,
+            "renderer": renderer,
+            "wrappers": {"robomimic_image": wrapper},
+        }
         self.chunks = chunks
         self.venv = make_vector_env(config(task, chunks.shape[1], ACT_STEPS, **extra))
 
