@@ -28,7 +28,9 @@ POLICIES = {
     "gmm_mlp": MIXTURE,
     "gaussian_transformer": TRANSFORMER,
     "gmm_transformer": [*TRANSFORMER, "{}.num_modes=3"],
+    **{f"{kind}_mlp": ["{}.mlp_dims=[31,31,31]"] for kind in ("flow", "shortcut", "meanflow")},
 }
+LOSS = {"diffusion": "diffusion", "gmm": "nll", "gaussian": "nll"}
 PRE = [
     "train.n_epochs=4",
     "train.learning_rate=2e-3",
@@ -69,7 +71,7 @@ def test_pretraining_fine_tuning_and_evaluation(kind, folder):
     PretrainAgent(
         config(f"pretrain/lift/pre_{kind}", data, *PRE, *network, "train.batch_size=64", f"logdir={pre}")
     ).run()
-    key = "train/diffusion loss" if "diffusion" in kind else "train/nll loss"
+    key = f"train/{LOSS.get(kind.split('_')[0], 'flow')} loss"
     losses = [json.loads(line)[key] for line in (pre / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
 
@@ -107,7 +109,7 @@ def test_a_base_of_another_kind_is_not_taken(leaf, tmp_path):
         paths[kind] = Path(cfg.logdir) / "checkpoint" / "state_7.pt"
         plain = OmegaConf.to_container(cfg, resolve=True)
         checkpoint.save(paths[kind], {"kind": "pretrain", "model": build(cfg.model).state_dict(), "config": plain})
-    with pytest.raises(CheckpointError, match=r"none of the 4 .*\n.*--config-name=pre_gaussian_mlp "):
+    with pytest.raises(CheckpointError, match=rf"none of the {len(POLICIES)} .*\n.*--config-name=pre_gaussian_mlp "):
         base_policy.find(config(leaf, f"log_root={tmp_path}"))
     for kind in POLICIES:
         assert base_policy.find(config(f"eval/lift/eval_{kind}", f"log_root={tmp_path}")) == paths[kind]
