@@ -97,7 +97,7 @@ def evaluate(
     table = _Episodes(seeds)
     obs = venv.reset(seeds)
     slot_seeds = venv.seeds()
-    noise = {int(s): _noise_stream(int(s)) for s in slot_seeds if s >= 0}
+    noise = {int(s): noise_stream(int(s)) for s in slot_seeds if s >= 0}
     bar = tqdm(
         total=len(seeds),
         desc=progress,
@@ -123,7 +123,7 @@ def evaluate(
             bar.update()
         obs, slot_seeds = result.obs, venv.seeds()
         for s in slot_seeds[slot_seeds >= 0]:
-            noise.setdefault(int(s), _noise_stream(int(s)))
+            noise.setdefault(int(s), noise_stream(int(s)))
     bar.close()
     policy.train(was_training)
     return table.result(time.perf_counter() - started, is_solvable(venv))
@@ -134,7 +134,8 @@ def is_solvable(venv: VectorEnv) -> bool:
     return getattr(getattr(venv, "family", None), "solvable", True)
 
 
-def _noise_stream(seed: int) -> np.random.Generator:
+def noise_stream(seed: int) -> np.random.Generator:
+    """The sampling noise of the episode of ``seed``."""
     return np.random.default_rng((seed, NOISE_KEY))
 
 
