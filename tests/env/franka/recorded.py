@@ -56,7 +56,7 @@ def ticks(n: int, seed: int = 0, camera: bool = False) -> list[Tick]:
     return found
 
 
-def record(folder, n: int, seed: int = 0, camera: bool = False, verdict="success", **about) -> list[Tick]:
+def record(folder, n: int, seed: int = 0, camera: bool = False, verdict="success", about=None) -> list[Tick]:
     """Record an episode into ``folder``; what went in."""
     recorder, all_ticks = EpisodeRecorder(folder, "lift", VirtualClock(), about), ticks(n, seed, camera)
     for tick in all_ticks:

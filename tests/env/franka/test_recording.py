@@ -69,15 +69,8 @@ def test_recordings_feed_pre_training(tmp_path, camera):
 def test_the_layout_and_what_is_beside_it(tmp_path):
     checkpoint = tmp_path / "state.pt"
     checkpoint.write_bytes(b"weights")
-    given = record(
-        tmp_path / "e",
-        13,
-        5,
-        True,
-        "success",
-        checkpoint=str(checkpoint),
-        config={"robot": "panda", "x": np.float32(2)},
-    )
+    about = {"checkpoint": str(checkpoint), "config": {"robot": "panda", "x": np.float32(2)}}
+    given = record(tmp_path / "e", 13, 5, True, "success", about)
     with h5py.File(tmp_path / "e" / "episode.hdf5") as file:
         demo = file["data/demo_0"]
         assert (file["data"].attrs["total"], demo.attrs["num_samples"], demo.attrs["score"]) == (13, 13, 1.0)
