@@ -52,7 +52,8 @@ class FlowProcess(nn.Module):
         """``t_k`` of the steps at ``position`` (one for all, or ``(B,)``), as ``(B,)``."""
         if isinstance(position, Tensor):
             return position.to(x.dtype) / self.sampling_steps
-        return x.new_full((len(x),), position / self.sampling_steps)
+        # not len(x), which torch.export would take for a constant
+        return x.new_full((x.shape[0],), position / self.sampling_steps)
 
     def euler(self, network: nn.Module, x: Tensor, position: int | Tensor, obs: Obs) -> Tensor:
         """Where step ``position`` (one for all, or ``(B,)``) leads from ``x (B, Ta, Da)``."""
@@ -66,7 +67,7 @@ class FlowProcess(nn.Module):
             ShapeError: those given are of another shape.
         """
         state = obs["state"]
-        shape = (len(state), *self.noise_shape)
+        shape = (state.shape[0], *self.noise_shape)
         if noise is None:
             device = state.device if generator is None else generator.device
             return torch.randn(shape, generator=generator, device=device).to(state.device)

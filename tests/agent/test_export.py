@@ -15,7 +15,7 @@ from agent.errors import UsageError
 from env.normalizer import Normalizer
 from script import export_policy
 from tests import published_files as files
-from tests.published_files import DA, DDIM, DO, FINETUNED, PRETRAINED, TA, put
+from tests.published_files import CRITIC, DA, DDIM, DO, FINETUNED, NETWORK, PRETRAINED, TA, put
 
 SCALE = Normalizer(-np.arange(1, DO + 1), np.arange(DO) * 0.1, -np.arange(1, DA + 1), np.array([3.0, 0.01, 7.0]))
 VIT = {"patch_size": 5, "depth": 1, "embed_dim": 14, "num_heads": 2}
@@ -33,6 +33,13 @@ GAUSSIAN = {
     },
     "horizon_steps": TA,
 }
+FLOW = {
+    "_target_": "model.flow.flow_ppo.PPOFlow",
+    **{"actor": {**NETWORK, "time_dim": 16}, "critic": CRITIC, "horizon_steps": TA, "obs_dim": DO, "action_dim": DA},
+    "noise": {"_target_": "model.flow.flow_ppo.NoiseNet", "cond_dim": DO, "horizon_steps": TA, "action_dim": DA},
+    **{"sampling_steps": 3, "average_velocity": True},
+}
+SEEING_DDIM = {**PRETRAINED, "network": SEEING, "use_ddim": True, "ddim_steps": 2}
 
 
 def policy(node: dict, scale: Normalizer | None = SCALE) -> torch.nn.Module:
@@ -52,9 +59,10 @@ def policy(node: dict, scale: Normalizer | None = SCALE) -> torch.nn.Module:
         ({**PRETRAINED, **DDIM}, 1),
         ({**FINETUNED, **DDIM, "denoised_clip_value": None, "final_action_clip_value": 0.7}, 1),
         (GAUSSIAN, 1),
+        (FLOW, 1),
         ({**PRETRAINED, "network": SEEING, **DDIM}, 2),
     ],
-    ids=["DDPM", "DDIM", "fine-tuned", "Gaussian", "images"],
+    ids=["DDPM", "DDIM", "fine-tuned", "Gaussian", "flow", "images"],
 )
 def test_the_sampler_is_what_an_evaluation_does(node, steps):
     """Before any exporter sees it."""
@@ -76,9 +84,10 @@ def test_inputs_cover_what_the_normaliser_covers():
     assert (np.ptp(state, axis=(0, 1)) > 0.97 * (SCALE.obs_max - SCALE.obs_min)).all()
 
 
-def test_torch_export_agrees_and_a_difference_is_seen(tmp_path):
-    made = policy({**PRETRAINED, "network": SEEING, "use_ddim": True, "ddim_steps": 2})
-    sampler = export.Sampler(made, 2)
+@pytest.mark.parametrize(("node", "steps"), [(SEEING_DDIM, 2), (FLOW, 1)], ids=["images", "flow"])
+def test_torch_export_agrees_and_a_difference_is_seen(node, steps, tmp_path):
+    made = policy(node)
+    sampler = export.Sampler(made, steps)
     run = export.torch_module(export.export_torch(sampler, tmp_path / "p.pt2"))
     here = export.in_evaluation(made)
     assert export.largest_difference(run, here, sampler, 29) <= 1e-5
