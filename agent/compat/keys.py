@@ -43,6 +43,7 @@ OTHERWISE = {  # had an effect, and is done in another way here (patterns)
     "train.eta_lr_scheduler": "train.eta_lr is constant",
     "train.eta_update_interval": "eta learns with every minibatch",
 }
+BUFFER_OF_ROWS = ("AWR", "IDQL", "QSM")  # algorithms whose train.buffer_size counted steps of all environments at once
 OTHERWISE_FINETUNE = {"train.log_freq": "every iteration is logged"}
 
 

@@ -40,15 +40,15 @@ AGENTS: dict[str, Agent] = {
         )
     },
     **{
+        f"agent.finetune.train_{name.lower()}_diffusion_agent.Train{name}DiffusionAgent": Agent(
+            "finetune", name, FINETUNE, f"{name.lower()}.{name}"
+        )
+        for name in ("RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM")
+    },
+    **{
         f"agent.finetune.train_{module}_agent.Train{name}Agent": Agent("finetune", algorithm, None)
         for module, name, algorithm in (
             ("ppo_exact_diffusion", "PPOExactDiffusion", "PPO with exact likelihoods"),
-            ("rwr_diffusion", "RWRDiffusion", "RWR (reward-weighted regression)"),
-            ("awr_diffusion", "AWRDiffusion", "AWR (advantage-weighted regression)"),
-            ("dipo_diffusion", "DIPODiffusion", "DIPO"),
-            ("dql_diffusion", "DQLDiffusion", "DQL (diffusion Q-learning)"),
-            ("idql_diffusion", "IDQLDiffusion", "IDQL (implicit diffusion Q-learning)"),
-            ("qsm_diffusion", "QSMDiffusion", "QSM (Q-score matching)"),
             ("rlpd", "RLPD", "RLPD"),
             ("calql", "CalQL", "Cal-QL"),
             ("ibrl", "IBRL", "IBRL"),
@@ -115,10 +115,6 @@ _SDE = {f"sde_{key}" for key in ("hutchinson_type", "rtol", "atol", "eps", "step
 _SDE |= {f"sde_{key}" for key in ("probability_flow", "num_epsilon", "min_beta")} | {"sde"}
 ARGUMENTS: dict[str, set[str]] = {  # of policies that may not exist yet: networks are checked against their classes
     "model.diffusion.diffusion_ppo_exact.PPOExactDiffusion": {*_DENOISING, *_PPO, *_SDE},
-    **{
-        f"model.diffusion.diffusion_{name}.{name.upper()}Diffusion": _DENOISING
-        for name in ("rwr", "awr", "dipo", "dql", "idql", "qsm")
-    },
     "model.rl.gaussian_rlpd.RLPD_Gaussian": {*_CHUNK, "tanh_output", "n_critics", "backup_entropy"},
     "model.rl.gaussian_ibrl.IBRL_Gaussian": {
         *_CHUNK,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from agent.compat import keys, targets
+from agent.compat import algorithms, keys, targets
 from agent.compat.command_line import CFG
 from agent.compat.notes import Notes
 from agent.compat.policy import available, translate_policy
@@ -89,6 +89,8 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
         if tree["train"].pop(key, None) is not None:
             notes.add("idle", f"train.{key}", f"{name} never reads it")
     {"pretrain": _pretrain, "finetune": _finetune, "eval": _eval}[agent.stage](tree, names, notes)
+    if agent.stage == "finetune":
+        algorithms.translate_algorithm(tree, agent.learner.partition(".")[2], notes)
     _devices(tree, notes)
     known = schema(tree)
     if agent.ours is None:
@@ -218,7 +220,7 @@ def _dispersion(tree: dict[str, Any], notes: Notes) -> None:
 def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
     if tree["model"]["_target_"] == PPO_DIFFUSION:
         tree["model"]["reward_horizon"] = tree.pop("reward_horizon", tree.get("act_steps"))
-        _count_pairs(tree, notes)
+        algorithms.count_pairs(tree, notes)
     if tree.get("base_policy_path") is None:
         tree["base_policy_path"] = SCRATCH
         notes.add("translated", "base_policy_path", f"none -> {SCRATCH}: random weights")
@@ -230,24 +232,6 @@ def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None
         )
     _images(tree, notes)
     _dataset_name(tree)
-
-
-def _count_pairs(tree: dict[str, Any], notes: Notes) -> None:
-    """``train.batch_size`` counted chunks (each with all its tuned steps) up to DPPO's v0.5, and in all of D2PPO; here, and in DPPO from v0.6
-    on, it counts pairs of a chunk and a step. A number that is larger than an iteration has chunks counts pairs."""
-    train, steps = tree["train"], tree["model"].get("ft_denoising_steps")
-    number, rollout = train.get("batch_size"), (train.get("n_steps"), tree["env"].get("n_envs"))
-    if notes.given("train.whole_chains") or any(type(count) is not int for count in (number, steps, *rollout)):
-        return
-    if number > rollout[0] * rollout[1]:
-        return
-    train |= {"batch_size": number * steps, "whole_chains": True}
-    notes.add(
-        "translated",
-        "train.batch_size",
-        f"{number} chunks of {steps} denoising steps -> {number * steps} pairs in whole chains (a file for DPPO v0.6 or later counts "
-        "pairs itself: give train.whole_chains=false)",
-    )
 
 
 def _eval(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
@@ -316,7 +300,7 @@ def _on_base(tree: dict[str, Any], agent: targets.Agent) -> DictConfig:
     stage, benchmark = tree["stage"], tree["benchmark"]
     files = list(BASES[stage])
     if stage == "finetune":
-        files.append(f"method/{agent.learner.partition('.')[0]}")
+        files += _with_defaults(f"method/{agent.learner.partition('.')[0]}")
     if stage != "pretrain":
         image = "_img" if _sees(tree) else ""
         files.append(f"benchmark/{benchmark}{image}_env")
@@ -350,6 +334,12 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(below.get(key), dict)
         out[key] = _over(below[key], value) if both else value
     return out
+
+
+def _with_defaults(name: str) -> list[str]:
+    """The files of ``cfg/base`` that ``name`` begins with, and itself."""
+    first = [entry.removeprefix("/base/") for entry in _base(name).get("defaults", ()) if entry != "_self_"]
+    return [file for entry in first for file in _with_defaults(entry)] + [name]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What PPO takes its minibatches from, and what becomes of their losses."""
+"""What minibatches are taken from, and what becomes of their losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from agent.errors import UsageError
 from model.common.vision import shift_obs
 from model.types import Obs
 
@@ -60,3 +61,27 @@ def take(obs: Obs, rows: Tensor) -> Obs:
 def look(obs: Obs, rows: Tensor, shifts: Tensor | None) -> Obs:
     """``take``, with images moved by their ``shifts (M, 2)``."""
     return shift_obs(take(obs, rows), None if shifts is None else shifts[rows])
+
+
+class Means:
+    """Numbers of many minibatches, by name, 0-d tensors; nothing waits for them before ``read``."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Of one more minibatch."""
+        for name, value in values.items():
+            self.seen.setdefault(name, []).append(value.detach())
+
+    def read(self) -> dict[str, float]:
+        """Means since the last time.
+
+        Raises:
+            UsageError: one is not finite.
+        """
+        means = {f"loss/{name}": float(torch.stack(values).mean()) for name, values in self.seen.items()}
+        self.seen.clear()
+        if not all(map(math.isfinite, means.values())):
+            raise UsageError(f"a loss is not finite ({means}); nothing was saved after this. Lower the learning rates")
+        return means

@@ -32,12 +32,6 @@ ROWS = sorted(published())
 CAN = "dppo/robomimic/finetune/can/ft_ppo_diffusion_mlp"
 NOT_YET = {  # of how many files: other issues take lines away
     "PPO with exact likelihoods": 6,
-    "RWR (reward-weighted regression)": 14,
-    "AWR (advantage-weighted regression)": 14,
-    "DIPO": 14,
-    "DQL (diffusion Q-learning)": 14,
-    "IDQL (implicit diffusion Q-learning)": 14,
-    "QSM (Q-score matching)": 14,
     "RLPD": 12,
     "Cal-QL": 16,
     "IBRL": 8,
@@ -132,14 +126,20 @@ def test_every_policy_whose_algorithm_is_here_builds_with_the_published_keys(eve
         if available(model["_target_"]):
             known.setdefault(json.dumps(model), row)
     assert {json.loads(content)["_target_"].rpartition(".")[2] for content in known} >= {
-        *("DiffusionModel", "GaussianModel", "GMMModel", "PPODiffusion", "PPO_Gaussian", "PPO_GMM")
+        *("DiffusionModel", "GaussianModel", "GMMModel", "PPODiffusion", "PPO_Gaussian", "PPO_GMM"),
+        *(f"{name}Diffusion" for name in ("RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM")),
     }
     for content, row in known.items():
         model = json.loads(content)
         with torch.device("meta"):
             found = shapes(build(model))
             networks = {name: shapes(build_network(**_called(node))) for name, node in parts(model).items()}
-        expected = {f"critic.{key}": shape for key, shape in networks.get("critic", {}).items()}
+        expected = {
+            f"{name}.{key}": shape
+            for part, names in critics(model).items()
+            for name in names
+            for key, shape in networks[part].items()
+        }
         for prefix in prefixes(model):
             network = networks["actor" if "actor" in networks else "network"]
             expected |= {f"{prefix}.{key}": shape for key, shape in network.items()}
@@ -148,10 +148,27 @@ def test_every_policy_whose_algorithm_is_here_builds_with_the_published_keys(eve
         assert found == expected, row
 
 
+def critics(model: dict) -> dict[str, tuple[str, ...]]:
+    """Under which names a policy keeps its critics and those that follow them, by argument."""
+    kind = model["_target_"].rpartition(".")[2]
+    special = {
+        "DIPODiffusion": {"critic": ("critic", "critic_target")},
+        "DQLDiffusion": {"critic": ("critic", "critic_target")},
+        "QSMDiffusion": {"critic": ("critic_q", "target_q")},
+        "IDQLDiffusion": {"critic_q": ("critic_q", "target_q"), "critic_v": ("critic_v",)},
+    }
+    return special.get(kind, {"critic": ("critic",)} if "critic" in model else {})
+
+
 def prefixes(model: dict) -> tuple[str, ...]:
     """Under which names a policy keeps its network; a mixture's fine-tuning does not keep its base."""
     if "actor" not in model:
         return ("network",)
+    kind = model["_target_"].rpartition(".")[2]
+    if kind in ("AWRDiffusion", "DQLDiffusion", "QSMDiffusion", "IDQLDiffusion"):
+        return ("network", "actor")
+    if kind == "DIPODiffusion":
+        return ("network", "actor", "actor_target")
     return ("network", "actor_ft") if model["_target_"].endswith("PPO_GMM") else ("network", "actor", "actor_ft")
 
 

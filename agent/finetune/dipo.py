@@ -1,0 +1,71 @@
+"""DIPO (Yang et al., arXiv:2305.13122): the critic's gradient improves actions of the buffer, and the policy imitates those.
+
+Improved actions are kept beside the executed ones: values are learned of what was done, with the reward that it earned. (The published code
+overwrites the actions, and so has the critic learn what reward they never earned.) The bound of a gradient step is that of one chunk,
+whatever the size of the minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agent.config import NUMBER
+from agent.finetune.off_policy import OffPolicy, squared_errors, td_target
+from agent.finetune.replay import Transitions
+from agent.finetune.rollout import Rollout
+from model.diffusion.actor_critic import follow, smallest
+
+GRADIENT_BOUND = 0.1  # times the number of a chunk's coordinates: largest norm of the gradient in one chunk
+
+
+class DIPO(OffPolicy):
+    """In every minibatch first the critic, then, after the warm-up, actions and actor."""
+
+    EXTRA = ("improved",)
+    HEADLINE = (("actor loss", "loss/actor", ".4f"), ("critic loss", "loss/critic", ".4f"))
+    SETTINGS: ClassVar = {
+        **OffPolicy.SETTINGS,
+        "target_ema_rate": NUMBER,
+        "action_lr": NUMBER,
+        "action_gradient_steps": int,
+    }
+
+    def learn(self, rollout: Rollout, iteration: int) -> None:
+        """``replay_ratio`` times as many chunks as were collected."""
+        for _ in range(self.n_batches(rollout)):
+            batch = self.batch()
+            self._learn_critic(batch)
+            if iteration >= self.train["n_critic_warmup_itr"]:
+                self._learn_actor(batch)
+
+    def _learn_critic(self, batch: Transitions) -> None:
+        policy = self.policy
+        with torch.no_grad():
+            actions = policy.target_actions(batch.next_obs, self.generator)
+            target = td_target(batch, smallest(policy.critic_target, batch.next_obs, actions))
+        self.step("critic", squared_errors(policy.critic(batch.obs, batch.actions), target))
+        follow(policy.critic_target, policy.critic, self.train["target_ema_rate"])
+
+    def _learn_actor(self, batch: Transitions) -> None:
+        kept = self.replay.arrays["improved"]
+        actions = self.improve(batch, torch.from_numpy(kept[batch.index]).to(batch.actions.device))
+        kept[batch.index] = actions.cpu().numpy()
+        self.step("actor", self.policy.regression_errors(batch.obs, actions, self.generator).mean())
+        follow(self.policy.actor_target, self.policy.network, self.train["target_ema_rate"])
+
+    def improve(self, batch: Transitions, actions: Tensor) -> Tensor:
+        """``actions (B, Ta, Da)`` after a few Adam steps up the smaller critic, within [-1, 1]."""
+        actions = actions.clone().requires_grad_()
+        optimizer = torch.optim.Adam([actions], self.train["action_lr"], eps=1e-5)
+        bound = GRADIENT_BOUND * actions[0].numel()
+        for _ in range(self.train["action_gradient_steps"]):
+            (gradient,) = torch.autograd.grad(-smallest(self.policy.critic, batch.obs, actions).sum(), actions)
+            norm = gradient.flatten(1).norm(dim=1)[:, None, None]
+            actions.grad = gradient * (bound / norm.clamp(min=1e-12)).clamp(max=1)
+            optimizer.step()
+            with torch.no_grad():
+                actions.clamp_(-1, 1)
+        return actions.detach()

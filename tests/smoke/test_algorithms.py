@@ -1,0 +1,143 @@
+"""Every algorithm through the one loop, on the point mass: it runs, resumes exactly, and its checkpoint is evaluated like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent import checkpoint
+from agent.errors import CheckpointError
+from agent.eval.eval_agent import EvalAgent
+from agent.finetune.finetune import FinetuneAgent
+from tests.smoke import runs
+from tests.smoke.test_finetune_resume import assert_same, rows
+
+DIFFUSION = ("rwr", "awr", "dipo", "dql", "idql", "qsm")
+COMMON = [
+    "env.n_envs=7", "train.n_steps=9", "train.n_train_itr=4", "train.val_freq=2", "train.eval_episodes=5", "train.final_eval_episodes=11",
+    "train.latest_every_s=0", "train.save_model_freq=100", "train.batch_size=31",
+]  # fmt: skip
+REPLAY = ["train.n_critic_warmup_itr=1", "train.replay_ratio=2", "train.buffer_size=150"]
+
+
+def settings(kind: str) -> list[str]:
+    small = ["model.network.mlp_dims=[31,31,31]"] if kind == "rwr" else ["model.actor.mlp_dims=[31,31,31]"]
+    return [*COMMON, *small, *([] if kind == "rwr" else REPLAY)]
+
+
+def finetune(leaf: str, base: Path | str, logdir: Path, *overrides: str) -> dict:
+    cfg = runs.config(f"robomimic/finetune/lift/{leaf}", f"base_policy_path={base}", f"logdir={logdir}", *overrides)
+    return FinetuneAgent(cfg).run()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "state_0.pt"
+    runs.save_untrained_base(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", DIFFUSION)
+def test_diffusion_reinforcement_learning(kind, base, tmp_path):
+    leaf, more = f"ft_{kind}_diffusion_mlp", settings(kind)
+    result = finetune(leaf, base, tmp_path / "whole", *more)
+    finetune(leaf, base, tmp_path / "cut", *more, "train.n_train_itr=3")  # no evaluation is due then
+    finetune(leaf, base, tmp_path / "cut", *more, "resume=true")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    losses = [row["loss/actor"] for row in rows(tmp_path / "whole") if "loss/actor" in row]
+    assert len(losses) >= 3 and all(0 < abs(loss) < 100 for loss in losses)
+    start = checkpoint.load(base)["model"]
+    tuned = checkpoint.load(Path(result["checkpoint"]))["model"]
+    assert any(not torch.equal(start[key], tuned[key]) for key in start)
+    evaluation = runs.eval_config(
+        f"base_policy_path={result['checkpoint']}", "n_episodes=11", "eval_seed=2000000", f"logdir={tmp_path / 'eval'}"
+    )
+    assert EvalAgent(evaluation).run()["returns"] == result["after"]["returns"]
+
+
+def test_without_its_replay_buffer_a_run_is_not_resumed(base, tmp_path):
+    leaf, more = "ft_dql_diffusion_mlp", settings("dql")
+    result = finetune(leaf, base, tmp_path / "run", *more, "train.n_train_itr=2")
+    assert "replay" not in checkpoint.load(Path(result["checkpoint"]))["algorithm"]
+    (tmp_path / "run" / "checkpoint" / "latest.pt").unlink()
+    with pytest.raises(CheckpointError, match="only checkpoint/latest.pt holds the replay buffer"):
+        finetune(leaf, base, tmp_path / "run", *more, "resume=true")
+    again = finetune(leaf, result["checkpoint"], tmp_path / "again", *more, "train.n_train_itr=1")
+    assert again["before"]["returns"] == result["after"]["returns"]
+
+
+NEW = '''
+import torch
+from agent.finetune.off_policy import Learner
+
+
+class Cloning(Learner):
+    """Regresses on whatever it did."""
+
+    SETTINGS = {"actor_lr": (int, float), "patience": int}
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.optimize("actor", self.policy.actor_parameters())
+
+    def learn(self, rollout, iteration):
+        obs = {key: value.flatten(0, 1) for key, value in rollout.obs.items()}
+        for _ in range(self.train["patience"]):
+            self.step("actor", self.policy.regression_errors(obs, rollout.chains[:, :, -1].flatten(0, 1), self.generator).mean())
+'''
+METHOD = """# @package _global_
+defaults:
+  - /base/method/rl_diffusion
+  - _self_
+name: toy
+model: {_target_: model.diffusion.diffusion_rwr.RWRDiffusion}
+train: {algorithm: toy_cloning.Cloning, actor_lr: 1.0e-3, patience: 3}
+"""
+LEAF = """# @package _global_
+defaults:
+  - /base/stage: finetune
+  - /base/benchmark: robomimic_env
+  - /base/network@model.network: diffusion_mlp
+  - toy_method
+  - /base/task: robomimic/lift
+  - _self_
+"""
+
+
+def test_a_new_algorithm_is_one_file_and_one_yaml(base, tmp_path, monkeypatch):
+    """Outside the repository, even: its keys are validated, its losses logged, its checkpoints saved and resumed."""
+    from hydra import compose, initialize_config_dir
+
+    from agent.errors import UsageError
+
+    (tmp_path / "toy_cloning.py").write_text(NEW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "cfg"
+    folder.mkdir()
+    (folder / "toy_method.yaml").write_text(METHOD)
+    (folder / "toy.yaml").write_text(LEAF)
+
+    def config(*overrides: str):
+        search = f"hydra.searchpath=[file://{runs.ROOT / 'cfg'}]"
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            cfg = compose(
+                "toy",
+                overrides=[search, *runs.TASK, *settings("rwr")[:-2], "model.network.mlp_dims=[31,31,31]", *overrides],
+            )
+        runs.validate(cfg)
+        return cfg
+
+    run = [f"base_policy_path={base}", f"logdir={tmp_path / 'run'}"]
+    FinetuneAgent(config(*run, "train.n_train_itr=2")).run()
+    FinetuneAgent(config(*run, "resume=true")).run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["itr"] for line in lines] == [0, 1, 2, 3, 4] and all(line["loss/actor"] > 0 for line in lines[1:])
+    with pytest.raises(UsageError, match=r"train\.patiense: there is no such key; did you mean 'train\.patience'"):
+        config("+train.patiense=3")
+    with pytest.raises(UsageError, match=r"train\.patience: expected int, found 'much'"):
+        config("train.patience=much")
+    with pytest.raises(UsageError, match=r"train\.algorithm: cannot import 'toy_cloning\.Clone'"):
+        config("train.algorithm=toy_cloning.Clone")
