@@ -62,6 +62,19 @@ LEAVES = {
     "d3il/finetune/avoid_m2/ft_ppo_gmm_mlp": AVOID | {"model.actor.learn_fixed_std": False, "name": "avoiding-m5_m2_gmm_mlp_ta4"},
     "d3il/finetune/avoid_m3/ft_ppo_gaussian_mlp": AVOID | {"model.randn_clip_value": 3, "name": "avoiding-m5_m3_gaussian_mlp_ta4"},
     "d3il/pretrain/avoid_m1/pre_gmm_mlp": {"train.n_epochs": 10000, "train.batch_size": 32, "name": "avoid_m1_pre_gmm_mlp_ta4"},
+    "gym/finetune/hopper-v2/ft_ppo_shortcut_mlp": {
+        "sampling_steps": 4, "model.average_velocity": True, "model.noise.min_std": 0.1, "model.noise.max_std": 0.24, "model.gamma_denoising": 1.0,
+        "model.clip_ploss_coef": 0.01, "model.clip_ploss_coef_base": 0.01, "model.actor.activation_type": "ReLU", "train.gamma": 0.99,
+        "train.n_train_itr": 1000, "train.update_epochs": 5, "name": "hopper-medium-v2_ft_shortcut_mlp_ta4_k4", "train.batch_size": 20000,
+    },
+    "robomimic/finetune/square/ft_ppo_flow_mlp_img": {
+        "model.average_velocity": False, "model.noise.cond_dim": 9, "model.reward_horizon": 4, "train.batch_size": 500, "train.grad_accumulate": 20,
+        "name": "square_ft_flow_mlp_img_ta4_k4", "train.augment": True, "model.actor.mlp_dims": [768] * 3,
+    },
+    "robomimic/pretrain/can/pre_meanflow_mlp": {
+        "model.use_dispersive_loss": True, "model.sampling_steps": 1, "model.dispersive_loss_weight": 0.5, "name": "can_pre_meanflow_mlp_ta4",
+    },
+    "gym/eval/walker2d-v2/eval_meanflow_mlp": {"name": "walker2d-medium-v2_eval_meanflow_mlp_ta4", "model": {}},
     "d3il/pretrain/avoid_m1/pre_gaussian_mlp": {"train.batch_size": 16, "train.lr_scheduler.first_cycle_steps": 10000},
 }  # fmt: skip
 NEW = ("GMM_", "Gaussian_", "Unet1D")

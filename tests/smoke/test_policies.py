@@ -115,7 +115,7 @@ def test_a_base_of_another_kind_is_not_taken(leaf, tmp_path):
         assert base_policy.find(config(f"eval/lift/eval_{kind}", f"log_root={tmp_path}")) == paths[kind]
 
 
-@pytest.mark.parametrize("kind", ["gaussian_mlp", "diffusion_unet"])
+@pytest.mark.parametrize("kind", ["gaussian_mlp", "diffusion_unet", "meanflow_mlp"])
 def test_policies_that_see_are_cloned_and_tuned(kind, tmp_path):
     vision_runs.write_demonstrations(tmp_path / "data" / "robomimic" / "point_mass_img-img", episodes=40)
     diffusion, data = kind.startswith("diffusion"), f"data_root={tmp_path / 'data'}"
@@ -134,7 +134,7 @@ def test_policies_that_see_are_cloned_and_tuned(kind, tmp_path):
     logs = tmp_path / "robomimic-pretrain" / f"point_mass_img_pre_{kind}" / "run"
     pre = image_config("pretrain/lift/pre", *PRE, "train.batch_size=64", *small("model.network"), f"logdir={logs}")
     result = PretrainAgent(pre).run()
-    key = "train/diffusion loss" if diffusion else "train/nll loss"
+    key = f"train/{LOSS.get(kind.split('_')[0], 'flow')} loss"
     losses = [json.loads(line)[key] for line in (logs / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     tuned = [*TUNE, *small("model.actor"), *vision_runs.net("model.critic"), "train.n_train_itr=2", "env.n_envs=7"]
