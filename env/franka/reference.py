@@ -86,6 +86,7 @@ class ReferenceSettings:
     brake: Caps = field(default_factory=lambda: BRAKE)
     leash_force: float = 20.0  # N: the reference is never further from the robot than this force stretches its spring
     leash_angle: float = 0.15  # rad
+    coupled: bool = True  # whether it does what robosuite's arm does beside following (``dynamics.py``)
     step: float = 0.002  # s, of the integration, at most
 
 
@@ -116,12 +117,15 @@ class Reference:
 
     def _parts(self, array: np.ndarray) -> Vector:
         array = np.asarray(array, np.float64)
-        return tuple(array.tolist()) if array.ndim == 1 else tuple(np.moveaxis(array, -1, 0))
+        return tuple(array.tolist()) if array.ndim == 1 else tuple(array[..., i] for i in range(array.shape[-1]))
 
-    position = property(lambda self: np.stack(self._x, -1))
-    quaternion = property(lambda self: np.stack(self._q, -1))
-    twist = property(lambda self: np.stack(self._v + self._w, -1))
-    acceleration = property(lambda self: np.stack(self._a + self._dw, -1))
+    position = property(lambda self: self._array(self._x))
+    quaternion = property(lambda self: self._array(self._q))
+    twist = property(lambda self: self._array(self._v + self._w))
+    acceleration = property(lambda self: self._array(self._a + self._dw))
+
+    def _array(self, parts: Vector) -> np.ndarray:
+        return np.array(parts) if self._ops is _ONE else np.stack(parts, -1)
 
     def goal_of(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The goal that the first six columns of ``action (..., Da)``, in [-1, 1] and base axes, mean at the present pose."""
@@ -129,7 +133,7 @@ class Reference:
         parts = self._parts(action)
         position = tuple(x + shift * a for x, a in zip(self._x, parts))
         quaternion = _multiply(_exp(tuple(turn * a for a in parts[3:6]), self._ops), self._q)
-        return np.stack(position, -1), np.stack(quaternion, -1)
+        return self._array(position), self._array(quaternion)
 
     def aim(self, position: np.ndarray, quaternion: np.ndarray) -> None:
         """Go there from now on."""

@@ -234,6 +234,8 @@ class Tick:
 class Recorder(Protocol):
     """Keeps an episode. Called from the control loop: no method blocks, none raises (a full disk is an event, not an exception)."""
 
+    problem: str | None  # a sentence once ticks or events are being lost: then the robot holds
+
     def tick(self, tick: Tick) -> None: ...
 
     def event(self, event: Event) -> None: ...
