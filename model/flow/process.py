@@ -55,10 +55,14 @@ class FlowProcess(nn.Module):
         # not len(x), which torch.export would take for a constant
         return x.new_full((x.shape[0],), position / self.sampling_steps)
 
-    def euler(self, network: nn.Module, x: Tensor, position: int | Tensor, obs: Obs) -> Tensor:
-        """Where step ``position`` (one for all, or ``(B,)``) leads from ``x (B, Ta, Da)``."""
+    def velocity(self, network: nn.Module, x: Tensor, position: int | Tensor, obs: Obs) -> Tensor:
+        """Of step ``position`` (one for all, or ``(B,)``) at ``x (B, Ta, Da)``."""
         t = self.start_times(x, position)
-        return x + network(x, self.times(t, torch.full_like(t, 1 / self.sampling_steps)), obs) / self.sampling_steps
+        return network(x, self.times(t, torch.full_like(t, 1 / self.sampling_steps)), obs)
+
+    def euler(self, network: nn.Module, x: Tensor, position: int | Tensor, obs: Obs) -> Tensor:
+        """Where that step leads."""
+        return x + self.velocity(network, x, position, obs) / self.sampling_steps
 
     def given_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """``(B, *noise_shape)`` standard normal numbers, given or drawn.

@@ -160,3 +160,13 @@ def test_a_mixture_learns_from_nothing(tmp_path):
     paths = [f"normalization_path={tmp_path / 'normalization.npz'}", f"logdir={tmp_path / 'run'}"]
     result = FinetuneAgent(gaussian_config("gym/finetune/hopper-v2/medium", *SMALL, *paths, *overrides)).run()
     assert result["after"]["success_interval"][0] > 0.8 > result["before"]["success_interval"][1]
+
+
+def test_a_flow_of_exact_likelihood_learns_from_nothing(tmp_path):
+    runs.UNIT.save(tmp_path / "normalization.npz")
+    overrides = ["model.actor.mlp_dims=[31,31,31]", "model.critic.mlp_dims=[29,29]", "train.val_freq=100"]
+    paths = [f"normalization_path={tmp_path / 'normalization.npz'}", f"logdir={tmp_path / 'run'}"]
+    result = FinetuneAgent(gaussian_config("gym/finetune/hopper-v2/ppo_genpo_mlp", *SMALL, *paths, *overrides)).run()
+    assert result["after"]["success_interval"][0] > 0.6 > result["before"]["success_interval"][1]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("self_check/max_abs_log_ratio", 0) for row in rows) < 1e-4
