@@ -73,7 +73,7 @@ class ObservationBuilder:
         if "object" in spec.low_dim_keys and object_pose is None:
             raise DeploymentError(
                 "the policy observes the object's pose, which this robot does not know: use a policy that sees images, or name "
-                "a pose estimator of yours by robot.object_pose=<package.module.function> (returns position and quaternion "
+                "a pose estimator of yours by object_pose=<package.module.function> (returns position and quaternion "
                 "x y z w in the robot's base frame). robot=mujoco knows it"
             )
         self.spec, self.normalizer, self._world, self._object_pose = spec, normalizer, world, object_pose
