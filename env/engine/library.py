@@ -279,7 +279,7 @@ def _fingerprint(file: str) -> str:
     for folder in sorted({Path(__file__).parent, Path(file).parent}):
         for source in sorted(folder.glob("*.py")):
             text = source.read_bytes()
-            if b"import numba" in text or b"kernel(__file__)" in text:
+            if any(mark in text for mark in (b"import numba", b"kernel(__file__)", b"raster_compile")):
                 digest.update(source.name.encode() + b"\0" + text)
     return digest.hexdigest()[:16]
 
@@ -328,6 +328,16 @@ def compiled(signature: str, file: str) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         with _cache_at(_cache_folder(file)):
             return numba.njit(signature, nogil=True, cache=True)(function)
+
+    return decorate
+
+
+def compiled_lazily(file: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: as ``compiled``, but for the types it is first called with; ``options`` are those of ``numba.njit``."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        with _cache_at(_cache_folder(file)):
+            return numba.njit(nogil=True, cache=True, **options)(function)
 
     return decorate
 
