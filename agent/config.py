@@ -164,6 +164,8 @@ STAGES: dict[str, Section] = {
     "finetune": {
         "env": _ENV,
         "base_policy_path": optional(str),
+        "offline_dataset": dict,
+        "offline_dataset_path": str,
         "train": {
             **_LATEST,
             "n_train_itr": int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.compat import keys
+from agent.compat import keys, targets
 from agent.compat.notes import Notes
 
 
@@ -22,6 +22,35 @@ def translate_algorithm(tree: dict[str, Any], learner: str, notes: Notes) -> Non
         pairs = (("num_sample", "eval_sample_num"), ("eval_deterministic",) * 2)
         pairs += (("expectile_exploration", "use_expectile_exploration"),)
         tree["model"] |= {ours: train[theirs] for ours, theirs in pairs if theirs in train}
+    if isinstance(tree.get("offline_dataset"), dict):
+        tree["offline_dataset"]["_target_"] = targets.TRANSITIONS
+    if "n_eval_episode" in train:
+        train["eval_episodes"] = train.pop("n_eval_episode")
+        notes.add("translated", "train.n_eval_episode", f"{train['eval_episodes']} -> train.eval_episodes")
+    if learner in keys.LEARN_AFTER_STEPS:
+        _group_steps(train, notes)
+    if "n_episode_per_epoch" in train:
+        episodes, chunks = train.pop("n_episode_per_epoch"), tree["env"].get("max_episode_steps", 1)
+        train["n_steps"] = max(1, episodes * chunks // (tree.get("act_steps") or 1))
+        notes.add("translated", "train.n_episode_per_epoch", f"{episodes} episodes -> n_steps {train['n_steps']}")
+
+
+def _group_steps(train: dict[str, Any], notes: Notes) -> None:
+    """An iteration was one step, and every ``log_freq``-th was logged: here an iteration is what is logged, and learning goes on within it."""
+    group, counts = train.get("log_freq"), ("n_train_itr", "val_freq", "save_model_freq")
+    if train.get("n_steps") != 1 or type(group) is not int or group < 2 or any(map(notes.given, ("train.n_steps",))):
+        return
+    train["n_steps"] = group
+    for key in counts:
+        if type(train.get(key)) is int and not notes.given(f"train.{key}"):
+            train[key] = max(1, train[key] // group)
+    if isinstance(train.get("render"), dict) and type(train["render"].get("freq")) is int:
+        train["render"]["freq"] = max(1, train["render"]["freq"] // group)
+    notes.add(
+        "translated",
+        "train.n_steps",
+        f"1 -> {group}, the steps between two lines of the log; what counts iterations, divided by it",
+    )
 
 
 def count_pairs(tree: dict[str, Any], notes: Notes) -> None:

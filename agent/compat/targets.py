@@ -46,14 +46,14 @@ AGENTS: dict[str, Agent] = {
         for name in ("RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM")
     },
     **{
-        f"agent.finetune.train_{module}_agent.Train{name}Agent": Agent("finetune", algorithm, None)
-        for module, name, algorithm in (
-            ("ppo_exact_diffusion", "PPOExactDiffusion", "PPO with exact likelihoods"),
-            ("rlpd", "RLPD", "RLPD"),
-            ("calql", "CalQL", "Cal-QL"),
-            ("ibrl", "IBRL", "IBRL"),
-            ("sac", "SAC", "SAC (soft actor-critic)"),
+        f"agent.finetune.train_{name.lower()}_agent.Train{name}Agent": Agent(
+            "finetune", name, FINETUNE, f"{name.lower()}.{name}"
         )
+        for name in ("RLPD", "CalQL", "IBRL", "SAC")
+    },
+    **{
+        f"agent.finetune.train_{module}_agent.Train{name}Agent": Agent("finetune", algorithm, None)
+        for module, name, algorithm in (("ppo_exact_diffusion", "PPOExactDiffusion", "PPO with exact likelihoods"),)
     },
     **{
         f"agent.eval.eval_{module}_agent.Eval{name}Agent": Agent("eval", "evaluation", EVAL)
@@ -67,6 +67,7 @@ AGENTS: dict[str, Agent] = {
 }
 
 DIFFUSION = "model.diffusion.diffusion.DiffusionModel"
+TRANSITIONS = "agent.dataset.transitions.StitchedSequenceQLearningDataset"
 MOVED = {  # classes with another path here; all others keep theirs
     "model.diffusion.diffusion_eval.DiffusionEval": DIFFUSION,
     "model.diffusion.diffusion_eval_ft.DiffusionEval": DIFFUSION,
@@ -115,16 +116,6 @@ _SDE = {f"sde_{key}" for key in ("hutchinson_type", "rtol", "atol", "eps", "step
 _SDE |= {f"sde_{key}" for key in ("probability_flow", "num_epsilon", "min_beta")} | {"sde"}
 ARGUMENTS: dict[str, set[str]] = {  # of policies that may not exist yet: networks are checked against their classes
     "model.diffusion.diffusion_ppo_exact.PPOExactDiffusion": {*_DENOISING, *_PPO, *_SDE},
-    "model.rl.gaussian_rlpd.RLPD_Gaussian": {*_CHUNK, "tanh_output", "n_critics", "backup_entropy"},
-    "model.rl.gaussian_ibrl.IBRL_Gaussian": {
-        *_CHUNK,
-        *("tanh_output", "n_critics", "soft_action_sample", "soft_action_sample_beta"),
-    },
-    "model.rl.gaussian_calql.CalQL_Gaussian": {
-        *_CHUNK,
-        *("tanh_output", "cql_clip_diff_min", "cql_clip_diff_max", "cql_min_q_weight", "cql_n_actions"),
-    },
-    "model.rl.gaussian_sac.SAC_Gaussian": {*_CHUNK, "tanh_output"},
     "model.rl.gmm_ppo.PPO_GMM": {*_CHUNK, "clip_ploss_coef", "clip_vloss_coef", "norm_adv"},
     "model.common.gmm.GMMModel": _CHUNK,
 }

@@ -84,13 +84,13 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
     missing += [line for line in translate_policy(tree, notes) if agent.ours or not line.startswith("model._target_")]
     missing += _refusals(tree) + _world(tree)
     names = {key: tree.pop(key) for key in keys.NAMES[agent.stage] if not isinstance(tree.get(key, {}), dict)}
+    if agent.stage == "finetune":
+        algorithms.translate_algorithm(tree, agent.learner.partition(".")[2], notes)
     _leave_out(tree, agent.ours is not None, notes)
     for key in keys.IDLE_TRAIN.get(name, ()):
         if tree["train"].pop(key, None) is not None:
             notes.add("idle", f"train.{key}", f"{name} never reads it")
     {"pretrain": _pretrain, "finetune": _finetune, "eval": _eval}[agent.stage](tree, names, notes)
-    if agent.stage == "finetune":
-        algorithms.translate_algorithm(tree, agent.learner.partition(".")[2], notes)
     _devices(tree, notes)
     known = schema(tree)
     if agent.ours is None:
@@ -221,7 +221,10 @@ def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None
     if tree["model"]["_target_"] == PPO_DIFFUSION:
         tree["model"]["reward_horizon"] = tree.pop("reward_horizon", tree.get("act_steps"))
         algorithms.count_pairs(tree, notes)
-    if tree.get("base_policy_path") is None:
+    algorithm, online = tree["train"]["algorithm"].rpartition(".")[2], tree["train"].get("train_online", True)
+    if algorithm == "IBRL" or (algorithm == "CalQL" and online):
+        tree.setdefault("base_policy_path", None)  # the newest that fits; they cannot do without
+    elif tree.get("base_policy_path") is None:
         tree["base_policy_path"] = SCRATCH
         notes.add("translated", "base_policy_path", f"none -> {SCRATCH}: random weights")
     if tree["benchmark"] == "d3il" and not notes.given("train.time_limit"):

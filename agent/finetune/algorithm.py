@@ -79,7 +79,7 @@ def make_algorithm(
     if "offline" in inspect.signature(kind).parameters:
         if not cfg.get("offline_dataset"):
             raise UsageError(f"offline_dataset: {kind.__name__} also learns from demonstrations; give their section")
-        extra["offline"] = build(cfg.offline_dataset)
+        extra["offline"] = build(cfg.offline_dataset, device=str(generator.device))
         extra["offline"].check(cfg.obs_dim, cfg.action_dim)
     return kind(policy, train, cfg.env.n_envs, generator, **extra)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agent.config import NUMBER
 from agent.finetune.gae import generalized_advantage
-from agent.finetune.off_policy import OffPolicy
+from agent.finetune.off_policy import PASSES, OffPolicy
 from agent.finetune.rollout import Rollout
 from agent.finetune.rwr import exponential_weights
 
@@ -27,6 +27,7 @@ class AWR(OffPolicy):
     HEADLINE = (("actor loss", "loss/actor", ".4f"), ("critic loss", "loss/critic", ".4f"))
     SETTINGS: ClassVar = {
         **OffPolicy.SETTINGS,
+        **PASSES,
         "beta": NUMBER,
         "max_adv_weight": NUMBER,
         "critic_update_ratio": int,

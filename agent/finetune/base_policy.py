@@ -41,7 +41,8 @@ def find(cfg: DictConfig) -> Path:
         payload = checkpoint.load(path)
         if _fits(payload.get("config") or {}, cfg) and images.mismatch(images.of_checkpoint(payload), cfg) is None:
             return path
-    method = f"pre_{_kind(cfg)}_{cfg.get('network_name') or 'mlp'}"
+    kind, network = _kind(cfg), cfg.get("network_name") or "mlp"
+    method = f"calql_{network}_offline" if kind == "calql" else f"pre_{kind}_{network}"
     raise CheckpointError(
         f"base_policy_path: not given, and none of the {len(candidates)} pre-trained checkpoints under {folder} fits "
         f"({', '.join(f'{key}={cfg.get(key)}' for key in FITTING)}). Pre-train one first:\n"
@@ -52,12 +53,13 @@ def find(cfg: DictConfig) -> Path:
 
 def _fits(config: Mapping[str, Any], cfg: DictConfig) -> bool:
     """Whether the policy that ``config`` trained is of the kind, with the network and of the sizes that ``cfg`` asks for."""
-    actor = cfg.model.get("actor")
+    actor, trained = cfg.model.get("actor"), config.get("model") or {}
+    trained = trained.get("network") or trained.get("actor") or {}
     return (
         all(config.get(key) == cfg.get(key) for key in FITTING if cfg.get(key) is not None)
         and config.get("network_name") in (None, cfg.get("network_name"))
         and _kind(config) == _kind(cfg)
-        and (actor is None or actor["_target_"] == config["model"]["network"]["_target_"])
+        and (actor is None or actor["_target_"] == trained.get("_target_"))
     )
 
 
@@ -66,7 +68,7 @@ def _kind(cfg: Mapping[str, Any]) -> str:
     if "denoising_steps" in cfg:
         return "diffusion"
     words = str(cfg.get("name")).split("_")
-    return next((kind for kind in ("gmm", "flow", "shortcut", "meanflow") if kind in words), "gaussian")
+    return next((kind for kind in ("gmm", "flow", "shortcut", "meanflow", "calql") if kind in words), "gaussian")
 
 
 def read_base(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agent.config import NUMBER
-from agent.finetune.off_policy import OffPolicy, squared_errors, td_target
+from agent.finetune.off_policy import PASSES, OffPolicy, squared_errors, td_target
 from agent.finetune.replay import Transitions
 from agent.finetune.rollout import Rollout
 from model.diffusion.actor_critic import follow, smallest
@@ -28,6 +28,7 @@ class DIPO(OffPolicy):
     HEADLINE = (("actor loss", "loss/actor", ".4f"), ("critic loss", "loss/critic", ".4f"))
     SETTINGS: ClassVar = {
         **OffPolicy.SETTINGS,
+        **PASSES,
         "target_ema_rate": NUMBER,
         "action_lr": NUMBER,
         "action_gradient_steps": int,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.config import NUMBER
-from agent.finetune.off_policy import OffPolicy, squared_errors, td_target
+from agent.finetune.off_policy import PASSES, OffPolicy, squared_errors, td_target
 from agent.finetune.rollout import Rollout
 from model.diffusion.actor_critic import follow, smallest
 
@@ -35,6 +35,7 @@ class IDQL(OffPolicy):
     )
     SETTINGS: ClassVar = {
         **OffPolicy.SETTINGS,
+        **PASSES,
         "critic_tau": NUMBER,
         "eval_sample_num": int,
         "eval_deterministic": bool,

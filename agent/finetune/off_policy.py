@@ -19,6 +19,7 @@ from agent.finetune.rollout import Rollout
 from agent.optim import CosineAnnealingWarmupRestarts
 from env.protocol import NpObs
 
+PASSES = {"n_critic_warmup_itr": int, "replay_ratio": NUMBER}  # settings of those that learn once per iteration
 CONSTANT = {"first_cycle_steps": 1, "warmup_steps": 0}  # a schedule that is none
 
 
@@ -83,7 +84,8 @@ class Learner(Algorithm):
         """Go on from ``state_dict``."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-            self.schedules[name].load_state_dict(state["schedules"][name])
+        for name, schedule in self.schedules.items():
+            schedule.load_state_dict(state["schedules"][name])
 
 
 class OffPolicy(Learner):
@@ -93,10 +95,8 @@ class OffPolicy(Learner):
     SETTINGS: ClassVar = {
         **optimizer_settings("actor"),
         **optimizer_settings("critic"),
-        "n_critic_warmup_itr": int,
         "buffer_size": int,
         "batch_size": int,
-        "replay_ratio": NUMBER,
         "n_step_returns": int,
         "scale_reward_factor": NUMBER,
         "max_grad_norm": optional(NUMBER),

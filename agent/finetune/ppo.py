@@ -38,7 +38,8 @@ from agent.optim import CosineAnnealingWarmupRestarts
 from model.common.modules import RandomShiftsAug
 from model.types import Obs
 
-TIME_LIMITS = ("bootstrap", "terminal")  # what an episode is worth that the time limit cut: its last observation's value, or nothing
+# What an episode is worth that the time limit cut: its last observation's value, or nothing.
+TIME_LIMITS = ("bootstrap", "terminal")
 VALUE_ROWS = 10000  # state observations that are scored at once without gradients
 IMAGE_ROWS = 256  # image observations, unless train.logprob_batch_size says otherwise
 RATIO_TOLERANCE = 1e-3  # of |log ratio| before the first update: float32 rounding between batch sizes, nothing more

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agent.config import NUMBER
-from agent.finetune.off_policy import OffPolicy, squared_errors, td_target
+from agent.finetune.off_policy import PASSES, OffPolicy, squared_errors, td_target
 from agent.finetune.replay import Transitions
 from agent.finetune.rollout import Rollout
 from model.diffusion.actor_critic import follow, smallest
@@ -21,7 +21,7 @@ class QSM(OffPolicy):
     """In every minibatch first the critic, then, after the warm-up, the actor."""
 
     HEADLINE = (("actor loss", "loss/actor", ".4f"), ("critic loss", "loss/critic", ".4f"))
-    SETTINGS: ClassVar = {**OffPolicy.SETTINGS, "q_grad_coeff": NUMBER, "critic_tau": NUMBER}
+    SETTINGS: ClassVar = {**OffPolicy.SETTINGS, **PASSES, "q_grad_coeff": NUMBER, "critic_tau": NUMBER}
 
     def learn(self, rollout: Rollout, iteration: int) -> None:
         """``replay_ratio`` times as many chunks as were collected."""

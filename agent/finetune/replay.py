@@ -38,10 +38,11 @@ class Transitions(NamedTuple):
 
 
 def mixed(first: Transitions, second: Transitions) -> Transitions:
-    """One batch of two; ``index`` is lost."""
+    """One batch of two; ``index`` is lost, and so are returns that only one of them has."""
     join = lambda a, b: {key: torch.cat([a[key], b[key]]) for key in a}  # noqa: E731
     both = [torch.cat([getattr(first, k), getattr(second, k)]) for k in ("actions", "rewards", "discounts")]
-    returns = None if first.returns is None else torch.cat([first.returns, second.returns])
+    known = first.returns is not None and second.returns is not None
+    returns = torch.cat([first.returns, second.returns]) if known else None
     return Transitions(join(first.obs, second.obs), *both, join(first.next_obs, second.next_obs), None, returns)
 
 

@@ -41,7 +41,8 @@ def test_leaf(leaf):
     cfg = composed(leaf)
     validate(cfg)
     assert "render" not in cfg.get("env", {})  # +env.render=True must stay possible
-    assert cfg.stage == leaf.parts[1]
+    # Cal-QL's pre-training is learning off line, in the loop that later goes on on line.
+    assert cfg.stage == ("finetune" if leaf.stem == "calql_mlp_offline" else leaf.parts[1])
 
 
 def test_no_group_can_shadow_a_value_and_no_leaf_stands_at_the_top():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,68 @@ def test_diffusion_reinforcement_learning(kind, base, tmp_path):
         f"base_policy_path={result['checkpoint']}", "n_episodes=11", "eval_seed=2000000", f"logdir={tmp_path / 'eval'}"
     )
     assert EvalAgent(evaluation).run()["returns"] == result["after"]["returns"]
+
+
+SOFT = {  # leaf and what makes it small
+    "sac": ("gym/finetune/hopper-v2/sac_mlp", ["train.n_explore_steps=10"]),
+    "rlpd": ("robomimic/finetune/lift/rlpd_mlp", ["train.n_explore_steps=10", "train.critic_num_update=2"]),
+    "ibrl": ("robomimic/finetune/can/ibrl_mlp", ["base_policy_path=scratch", "train.critic_num_update=2"]),
+    "calql": ("robomimic/finetune/can/calql_mlp_online", []),
+}
+SMALL = [
+    "model.actor.mlp_dims=[31,31]", "model.critic.mlp_dims=[29,29]", "train.buffer_size=500", "env.n_envs=3", "train.batch_size=32",
+    "env.max_episode_steps=16",
+]  # fmt: skip
+
+
+def soft_config(kind: str, data: Path, logdir: Path, *overrides: str, leaf: str | None = None):
+    gone = ("denoising", "horizon_steps", "act_steps") + (("task.low_dim",) if kind == "sac" else ())
+    task = [key for key in runs.TASK if not key.startswith(gone)]
+    every = [*task, f"data_root={data}", *COMMON, *SMALL, *SOFT[kind][1], f"logdir={logdir}", *overrides]
+    with runs.initialize_config_dir(str(runs.ROOT / "cfg"), version_base="1.3"):
+        cfg = runs.compose(leaf or SOFT[kind][0], overrides=every)
+    runs.validate(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Demonstrations of the point mass with rewards and terminals, for both suites."""
+    folder = tmp_path_factory.mktemp("data")
+    runs.write_demonstrations(folder / "plain")
+    with np.load(folder / "plain" / "train.npz") as file:
+        arrays = dict(file)
+    solved = np.linalg.norm(arrays["states"][:, :2] - arrays["states"][:, 2:], axis=1) < 0.2
+    for suite in ("gym", "robomimic"):
+        home = folder / suite / "point_mass"
+        home.mkdir(parents=True)
+        np.savez(home / "train.npz", **arrays, rewards=solved.astype(np.float32), terminals=np.zeros(len(solved), bool))
+        runs.UNIT.save(home / "normalization.npz")
+    return folder
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_gaussian_actor_critics(kind, data, tmp_path):
+    offline = []
+    if kind == "calql":  # off line first; on line begins with what that left
+        first = "robomimic/pretrain/can/calql_mlp_offline"
+        logs = [f"log_root={tmp_path}", "train.num_update=3", "train.n_train_itr=2"]
+        home = tmp_path / "robomimic-pretrain" / "point_mass_pre_calql_mlp_ta1" / "run"
+        cfg = soft_config(kind, data, home, *logs, leaf=first)
+        assert str(cfg.logdir) == str(home) and FinetuneAgent(cfg).run()["env_steps"] == 0
+        offline = [f"log_root={tmp_path}"]
+    agent = FinetuneAgent(soft_config(kind, data, tmp_path / "whole", *offline))
+    if kind == "calql":
+        assert agent.base_path == home / "checkpoint" / "state_2.pt"
+    result = agent.run()
+    for more in (["train.n_train_itr=3"], ["resume=true"]):
+        FinetuneAgent(soft_config(kind, data, tmp_path / "cut", *offline, *more)).run()
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert result["env_steps"] == 4 * 9 * 3
+    losses = [row["loss/critic"] for row in rows(tmp_path / "whole") if "loss/critic" in row]
+    assert len(losses) >= 2 and all(0 < abs(loss) < 1000 for loss in losses)
+    policy = checkpoint.load_policy(Path(result["checkpoint"]))
+    assert all(torch.equal(value, agent.policy.state_dict()[key]) for key, value in policy.state_dict().items())
 
 
 def test_without_its_replay_buffer_a_run_is_not_resumed(base, tmp_path):
