@@ -17,7 +17,7 @@ import numpy as np
 from env.franka import driver, frames
 from env.franka.types import ControlSettings, DeploymentError, RobotFault, RobotLimits, RobotState
 
-CONNECT_PATIENCE, STOP_PATIENCE, RECOVER_PATIENCE, CLOSE_PATIENCE = 10.0, 1.0, 20.0, 5.0  # s
+CONNECT_PATIENCE, RECOVER_PATIENCE, CLOSE_PATIENCE = 10.0, 20.0, 5.0  # s
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Arm:
     limits: RobotLimits
     package: str  # on PyPI
     errors: tuple[type[Exception], ...] = (RuntimeError,)  # the vendor's
+    stop_patience = 1.0  # s; the end of control is a matter of milliseconds, unless nobody answers
 
     def __init__(self, ip: str, now: Callable[[], float] = time.monotonic) -> None:
         self.ip, self.now = ip, now
@@ -256,19 +257,19 @@ class Arm:
             raise RobotFault("driver", "the arm did not come to the joint positions it was sent to", True)
 
     def stop(self) -> None:
-        """See ``types.Robot``. Waits for the end of control, 1 s at most: a network that has gone silent is not waited for."""
+        """See ``types.Robot``. Waits for the end of control, ``stop_patience`` at most: not for a network that has gone silent."""
         with self._lock:
             if self.vendor is None or self._hung is not None or (self.controller is None and not self._moving):
                 return
             dead = self._fault is not None and self.controller is not None
             try:
-                driver.within(STOP_PATIENCE, lambda: self._end(dead), "ending control")
+                driver.within(self.stop_patience, lambda: self._end(dead), "ending control")
             except (*self.errors, driver.Overdue) as error:
                 if not self._moving and not dead:  # else reading was refused, and the motion ends all the same
                     self._failed(error)
-            else:
-                self._listen()
             self.controller = None
+            if self._hung is None:
+                self._listen()
 
     def recover(self) -> bool:
         """See ``types.Robot``; a robot that cannot be heard must be connected to anew."""

@@ -19,6 +19,7 @@ from env.franka.types import ControlSettings, DeploymentError, GripperState, Rob
 
 POSTURE_STIFFNESS = 10.0  # N m/rad, in the null space
 REST = {"ramp_duration": 0.05, "max_duration": 0.5}  # s: how control is ended
+ARRIVED, SETTLE = 0.005, 2.0  # rad; s that the arm may take to come to rest there
 GRASP_TOLERANCE = 0.08  # m: anything between the fingers will do
 
 
@@ -50,6 +51,7 @@ class FrankyRobot(Arm):
     """See ``arm.py``."""
 
     name, limits, package = "franky", FR3, "franky-control"
+    stop_patience = 3.0  # it waits for the arm to be at rest
 
     def __init__(self, ip: str, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(ip, now)
@@ -58,8 +60,10 @@ class FrankyRobot(Arm):
 
     def _open(self) -> Any:
         robot = self._franky.Robot(self.ip, realtime_config=self._franky.RealtimeConfig.Ignore)
-        # a wheel is built for one robot: the Panda's speed limit is 1.7 m/s, the FR3's 3
-        self.limits = PANDA if float(robot.translation_velocity_limit.max) < 2.0 else FR3
+        try:
+            self.limits = FR3 if "fr3" in robot.model_urdf.lower() else PANDA
+        except (AttributeError, *self.errors):  # the Panda's control unit sends no model of itself
+            self.limits = PANDA
         return robot
 
     def _read(self) -> Reading | None:
@@ -105,7 +109,8 @@ class FrankyRobot(Arm):
         self.controller.set_target(pose, self._franky.Twist(twist[:3], twist[3:]))
 
     def _complaint(self) -> None:
-        if self.controller is not None and not self.vendor.poll_motion():
+        if self.controller is not None and not self.vendor.is_in_control:
+            self.vendor.join_motion(0.0)  # raises what ended it
             raise RuntimeError("control has ended by itself")
 
     def _end(self, dead: bool) -> None:
@@ -121,7 +126,10 @@ class FrankyRobot(Arm):
         franky = self._franky
         self.vendor.relative_dynamics_factor = speed
         self.vendor.move(franky.JointWaypointMotion([franky.JointWaypoint(franky.JointState(q))]))
-        return bool(np.abs(self._read().q - q).max() < 0.01)
+        deadline = time.monotonic() + SETTLE
+        while not (arrived := bool(np.abs(self._read().q - q).max() < ARRIVED)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return arrived
 
 
 class FrankyGripper:
