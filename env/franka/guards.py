@@ -25,7 +25,7 @@ class SafetySettings:
     low: tuple[float, float, float] = (0.25, -0.4, 0.0)  # m: the box the grip site stays in, base frame
     high: tuple[float, float, float] = (0.75, 0.4, 0.6)
     table: float | None = 0.0  # m: height of the table, which no fingertip touches; None: there is none
-    clearance: float = 0.003  # m above it
+    clearance: float = 0.005  # m above it where goals end, and braking with them
     tilt: float = math.radians(45)  # of the hand from straight down
     yaw: tuple[float, float] = (-2.0, 2.0)  # of the hand's x axis about the vertical, from the base's x axis
     joint_soft: float = 0.2  # rad from a joint's end: slow
@@ -125,14 +125,29 @@ def clamp_goal(
     )
 
 
-def walls(quaternion: np.ndarray, width: np.ndarray | float, settings: SafetySettings) -> tuple[np.ndarray, np.ndarray]:
-    """The box (..., 3), (..., 3) that the grip site of a hand so turned may be in: its floor is where no fingertip meets the table."""
+def walls(
+    quaternion: np.ndarray, width: np.ndarray | float, settings: SafetySettings, clearance: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The box (..., 3), (..., 3) that the grip site of a hand so turned may be in: its floor is where no fingertip meets the table.
+
+    ``clearance``: how far above the table it ends; None: as set, for goals.
+    """
     low = np.zeros((*np.shape(quaternion)[:-1], 3)) + settings.low
     high = np.zeros_like(low) + settings.high
     if settings.table is not None:
-        floor = settings.table + settings.clearance - frames.lowest_fingertip(quaternion, width)
+        above = settings.clearance if clearance is None else clearance
+        floor = settings.table + above - frames.lowest_fingertip(quaternion, width)
         low[..., 2] = np.minimum(np.maximum(low[..., 2], floor), high[..., 2])
     return low, high
+
+
+def walls_ahead(
+    quaternion: np.ndarray, heading: np.ndarray, width: np.ndarray | float, settings: SafetySettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a hand that turns from ``quaternion`` to ``heading``: ``low, high`` it must not leave, and the ``ahead`` it brakes before."""
+    low, high = walls(quaternion, width, settings, clearance=0.0)
+    now, then = (walls(q, width, settings)[0] for q in (quaternion, heading))
+    return low, high, np.maximum(now, then)
 
 
 def _within_cone(quaternion: np.ndarray, widest: float) -> tuple[np.ndarray, Acted]:

@@ -30,7 +30,11 @@ from env.franka.types import DeploymentError, RobotLimits
 Vector = tuple[Any, ...]  # components, each a float or an array (B,)
 
 _INFINITE = (math.inf, math.inf)
-_MARGIN = 0.97  # of a cap, aimed for inside: steps are finite, and directions share one budget
+_MARGIN = (
+    0.97,
+    0.97,
+    0.87,
+)  # of the caps, aimed for inside: steps are finite, and floor and directions share one budget
 _BRAKE_RATE = 150.0  # 1/s, at which what is left of a speed goes when braking, within the brake's caps
 _TINY = 1e-9
 _ONE = SimpleNamespace(
@@ -119,6 +123,7 @@ class Reference:
         array = np.asarray(array, np.float64)
         return tuple(array.tolist()) if array.ndim == 1 else tuple(array[..., i] for i in range(array.shape[-1]))
 
+    goal_quaternion = property(lambda self: self._array(self._goal_q))
     position = property(lambda self: self._array(self._x))
     quaternion = property(lambda self: self._array(self._q))
     twist = property(lambda self: self._array(self._v + self._w))
@@ -150,21 +155,32 @@ class Reference:
         self._drift = None if drift is None else np.asarray(drift).tolist()
 
     def advance(
-        self, seconds: float, caps: Caps | None = None, low: np.ndarray | None = None, high: np.ndarray | None = None
+        self,
+        seconds: float,
+        caps: Caps | None = None,
+        low: np.ndarray | None = None,
+        high: np.ndarray | None = None,
+        ahead: np.ndarray | None = None,
     ) -> None:
-        """Let ``seconds`` pass. ``caps``: others than the settings'; ``low, high``: the box that the position never leaves."""
+        """Let ``seconds`` pass. ``caps``: others than the settings'; ``low, high``: the box that the position never leaves.
+
+        ``ahead``: where its low walls will be; the model brakes before those, too.
+        """
         if seconds <= 0:
             return
         n = max(1, math.ceil(seconds / self.settings.step - 1e-6))
         caps = self.settings.brake if self.braking else (caps or self.settings.caps)
         box = None if low is None else (self._parts(low), self._parts(high))
+        brake_box = box if ahead is None else (tuple(map(self._ops.most, box[0], self._parts(ahead))), box[1])
         for _ in range(n):
-            self._step(seconds / n, caps, box)
+            self._step(seconds / n, caps, box, brake_box)
 
-    def _step(self, h: float, caps: Caps, box: tuple[Vector, Vector] | None) -> None:
+    def _step(
+        self, h: float, caps: Caps, box: tuple[Vector, Vector] | None, before: tuple[Vector, Vector] | None
+    ) -> None:
         ops = self._ops
         pull, turn = self._pull()
-        self._a = self._limited(pull, self._v, self._a, h, caps, 0, box)
+        self._a = self._limited(pull, self._v, self._a, h, caps, 0, before)
         self._dw = self._limited(turn, self._w, self._dw, h, caps, 1, None)
         self._v = _shorten(tuple(v + h * a for v, a in zip(self._v, self._a)), caps.velocity[0], ops)
         self._w = _shorten(tuple(w + h * a for w, a in zip(self._w, self._dw)), caps.velocity[1], ops)
@@ -188,7 +204,7 @@ class Reference:
     ) -> Vector:
         """The next acceleration of translation (k = 0) or rotation (1), under ``caps`` and before the walls of ``box``."""
         ops = self._ops
-        top_v, top_a, top_j = (_MARGIN * c[k] for c in (caps.velocity, caps.acceleration, caps.jerk))
+        top_v, top_a, top_j = (m * c[k] for m, c in zip(_MARGIN, (caps.velocity, caps.acceleration, caps.jerk)))
         rate = _BRAKE_RATE if self.braking else self._kd
         if self.braking:
             missing = tuple(-c for c in v)
@@ -197,7 +213,7 @@ class Reference:
         else:  # the velocity that this pull leads to, what of it is allowed, and how far that is
             wanted = tuple(c + f / rate for c, f in zip(v, pull))
             if box is not None and top_a < math.inf:
-                wanted = self._before_walls(wanted, box, top_a / math.sqrt(3), top_a / top_j)
+                wanted = self._before_walls(wanted, box, top_a / math.sqrt(3), 4 / rate + 2 * top_a / top_j)
             missing = tuple(c - b for c, b in zip(_shorten(wanted, top_v, ops), v))
         target = tuple(rate * c for c in missing)
         if top_j == math.inf:

@@ -158,7 +158,7 @@ class ChunkScheduler:
         """What the newest chunk says for the ticks from ``tick`` on (Ta, Da), zeros beyond its end; and how binding that is (Ta,)."""
         d, s, H, old = self.delay, self.act_steps, self.horizon, self._chunks[-1]
         known = old.actions[max(tick - old.start, 0) :]
-        prefix = np.zeros_like(old.actions)
+        prefix = np.zeros((H, old.actions.shape[1]))
         prefix[: len(known)] = known
         i = np.arange(H)
         c = np.clip((H - s - i) / (H - s - d + 1), 0.0, 1.0)

@@ -127,8 +127,8 @@ class Servo:
 
     def _advance(self, now: float) -> None:
         ref = self.reference
-        low, high = guards.walls(ref.quaternion, self.width, self._monitor.settings)
-        ref.advance(min(now - self._until, _LONGEST), self._caps, low, high)
+        walls = guards.walls_ahead(ref.quaternion, ref.goal_quaternion, self.width, self._monitor.settings)
+        ref.advance(min(now - self._until, _LONGEST), self._caps, *walls)
         self._until = max(now, self._until)
         if ref.leash(self.state.position, self.state.quaternion, self._stiffness):
             self._monitor.leashed(self._settings.leash_force / self._stiffness)
