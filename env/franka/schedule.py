@@ -109,7 +109,7 @@ class ChunkScheduler:
         self._t0 = t0
         self._chunks: list[_Chunk] = []
         self._asked: Request | None = None
-        self._last_tick = -1
+        self._last_tick, self._asked_at = -1, 0
 
     def shift(self, seconds: float) -> None:
         """All ticks from now on come so much later."""
@@ -131,7 +131,7 @@ class ChunkScheduler:
         """The question to put to the policy at ``tick``, where it is time for one."""
         if self._asked is not None or not self._due(tick):
             return None
-        number, mode = next(self._numbers), self.settings.mode
+        number, mode, self._asked_at = next(self._numbers), self.settings.mode, tick
         if mode == "async":
             expected, ahead = reference.copy(), min(self.delay, self.remaining(tick))
             for k in range(tick, tick + ahead):
@@ -152,7 +152,7 @@ class ChunkScheduler:
             return True
         if mode in ("sync", "async"):
             return self.remaining(tick) <= (self.delay if mode == "async" else 0)
-        return tick >= self._chunks[-1].start + self.act_steps
+        return tick >= self._asked_at + self.act_steps
 
     def _frozen(self, tick: int) -> tuple[np.ndarray, np.ndarray]:
         """What the newest chunk says for the ticks from ``tick`` on (Ta, Da), zeros beyond its end; and how binding that is (Ta,)."""
