@@ -22,6 +22,7 @@ os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
 )  # before torch: its threads must sleep while the simulations use the cores
 ROOT = Path(__file__).resolve().parent.parent
+CFG = ROOT / "cfg"
 sys.path.insert(0, str(ROOT))  # works right after `git clone`, without an installation
 
 import hydra  # noqa: E402
@@ -59,24 +60,27 @@ def _main(cfg: DictConfig) -> None:
         sys.exit(130)
 
 
-def _composed(argv: list[str]) -> DictConfig | None:
-    """The configuration that a command line names, without its overrides; None where it names none. Raises what Hydra raises."""
+def _composed(argv: list[str], base: Path) -> DictConfig | None:
+    """The configuration that a command line names, without its overrides; None where it names none. Raises what Hydra raises.
+
+    ``base``: the folder of configurations that it may build upon.
+    """
     args = get_args_parser().parse_args(argv)
     if not args.config_name:
         return None
     GlobalHydra.instance().clear()
-    folder = str(Path(args.config_dir).resolve()) if args.config_dir else str(ROOT / "cfg")
+    folder = str(Path(args.config_dir).resolve()) if args.config_dir else str(base)
     try:
         with initialize_config_dir(folder, version_base="1.3"):
-            return compose(args.config_name, overrides=[f"hydra.searchpath=[file://{ROOT / 'cfg'}]"])
+            return compose(args.config_name, overrides=[f"hydra.searchpath=[file://{base}]"])
     finally:
         GlobalHydra.instance().clear()
 
 
-def check_readable(argv: list[str]) -> None:
+def check_readable(argv: list[str], base: Path = CFG) -> None:
     """Raise ``UsageError`` where Hydra's reader of files would stumble and show a traceback; what it says itself is left to it."""
     try:
-        _composed(argv)
+        _composed(argv, base)
     except CompactHydraException:
         return
     except Exception as error:
@@ -85,11 +89,11 @@ def check_readable(argv: list[str]) -> None:
         ) from error
 
 
-def _explain_unknown_overrides(argv: list[str]) -> None:
+def explain_unknown_overrides(argv: list[str], base: Path = CFG) -> None:
     """After Hydra refused the command line: name, for every override of a key that does not exist, the nearest one that does."""
     keys = [o.split("=", 1)[0] for o in get_args_parser().parse_args(argv).overrides if "=" in o and o[0] not in "+~"]
     try:
-        cfg = _composed(argv) if keys else None
+        cfg = _composed(argv, base) if keys else None
     except Exception:  # noqa: BLE001  the configuration itself is broken: Hydra has already said how
         return
     known = [] if cfg is None else all_keys(cfg)
@@ -117,7 +121,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code not in (0, None, 2, 130):
-            _explain_unknown_overrides(argv)
+            explain_unknown_overrides(argv)
         raise
 
 
