@@ -193,7 +193,8 @@ def joint_guard(q: np.ndarray, step: np.ndarray, settings: SafetySettings, limit
     margin = np.where(dq > 0, limits.q_max - q, q - limits.q_min)  # on the side it moves to
     nearest = float(np.where(np.abs(dq) > 1e-5, margin, np.inf).min())
     now = float(np.linalg.svd(J, compute_uv=False)[-1])
-    then = float(np.linalg.svd(kinematics.jacobian(q + dq), compute_uv=False)[-1])
+    small = dq * min(1.0, 0.01 / max(float(np.abs(dq).max()), 1e-9))  # a larger step might leap over the singularity
+    then = float(np.linalg.svd(kinematics.jacobian(q + small), compute_uv=False)[-1])
     closer = then < now - 1e-6
     hard_joint, hard_singular = nearest < settings.joint_hard, closer and now < settings.singular_hard
     soft_joint, soft_singular = nearest < settings.joint_soft, closer and now < settings.singular_soft

@@ -66,6 +66,7 @@ class StateMachine:
     _operator: Operator
     _clock: Clock
     _recorder: Recorder
+    _lockstep: bool
     settings: RunnerSettings
 
     def __init__(self) -> None:
@@ -171,18 +172,51 @@ class StateMachine:
     def _gripper_failed(self, error: Exception) -> None:
         self._monitor.event("gripper", "warn", repr(error)[:200])
 
-    def _ready(self) -> bool:
-        """READY: until the switch is pressed; whether it was."""
-        if self.state == "FAULT":
-            return False
-        self._enter("READY", "press the dead-man switch")
-        since = self._clock.now() - 1e-9
+    def _pressed(self, since: float) -> bool:
+        """Waits until the switch is held that was pressed after ``since``; False where the operator stops or ends it instead."""
         while not (self._operator.held() and self._operator.pressed_since(since)):
             if self._asked_to_stop is not None or self._operator.command() in ("stop", "quit"):
                 self._end("STOPPED", "stopped before the start")
                 return False
             self._pass(self._clock.now() + 0.02)
         return True
+
+    def _go_home(self, home: np.ndarray) -> bool:
+        """Moves while the switch is held, which blocks; whether it got there."""
+        if not self._pressed(-np.inf):
+            return False
+        if self._lockstep:
+            self._robot.move_joints(home, self.settings.home_speed)
+            return True
+        found: list[Exception] = []
+
+        def move() -> None:
+            try:
+                self._robot.move_joints(home, self.settings.home_speed)
+            except Exception as error:  # noqa: BLE001  raised below, in the caller's thread
+                found.append(error)
+
+        thread = threading.Thread(target=move, name="homing", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.02)
+            let_go = not self._operator.held()
+            if let_go or self._asked_to_stop is not None or self._operator.command() in ("stop", "quit"):
+                self._end(
+                    "STOPPED",
+                    "the switch was let go on the way to the start" if let_go else "stopped on the way to the start",
+                )
+                return False
+        if found:
+            raise found[0]
+        return True
+
+    def _ready(self) -> bool:
+        """READY: until the switch is pressed anew; whether it was."""
+        if self.state == "FAULT":
+            return False
+        self._enter("READY", "press the dead-man switch")
+        return self._pressed(self._clock.now() - 1e-9)
 
     def _recovered(self) -> bool:
         """FAULT: waits for a person's word, then RECOVERING -> IDLE; whether the robot may be started again."""

@@ -199,8 +199,8 @@ class EpisodeRunner(StateMachine):
         if self._gripper is not None and not shadow:
             self._gripper.open()
         try:
-            if self.settings.home is not None and not shadow:
-                self._robot.move_joints(np.array(self.settings.home), self.settings.home_speed)
+            if self.settings.home is not None and not shadow and not self._go_home(np.array(self.settings.home)):
+                return False
             self._robot.check()
         except RobotFault as fault:
             self._on_fault(fault)
