@@ -26,7 +26,10 @@ FREE = {
 }  # fmt: skip
 
 
-OLDER = {"train.algorithm": PPO}  # settings that older runs had without writing them down
+OLDER = {  # settings that older runs had without writing them down
+    "train.algorithm": PPO, "train.use_bc_loss": False, "train.bc_loss_coeff": 0, "train.kl_coef": 0, "train.dispersive_loss_weight": 0,
+    "train.dispersive_loss_type": "infonce_l2", "train.dispersive_loss_temperature": 0.5, "train.dispersive_loss_layer": "late",
+}  # fmt: skip
 
 
 def resume_point(logdir: Path, cfg: DictConfig) -> dict[str, Any] | None:

@@ -57,13 +57,15 @@ class Refused(NamedTuple):
 
 REFUSED = {
     "train.ent_coef": Refused(0, "an entropy bonus"),
-    "train.use_bc_loss": Refused(False, "the behaviour cloning loss (it crashed in the original)"),
-    "train.bc_loss_coeff": Refused(0, "the behaviour cloning loss (it crashed in the original)"),
     "model.ft_denoising_steps_d": Refused(0, "a falling number of fine-tuned steps"),
     "model.ft_denoising_steps_t": Refused(0, "a falling number of fine-tuned steps"),
     "model.ddim_discretize": Refused("uniform", "another spacing of the DDIM steps"),
-    "model.use_dispersive_loss_rl": Refused(False, "the dispersive loss in fine-tuning (it was 0 for most networks)"),
-    "model.dispersive_loss_weight_rl": Refused(0.1, "the dispersive loss in fine-tuning (it was 0 for most networks)"),
+    "model.use_dispersive_loss_rl": Refused(
+        False, "the dispersive loss in fine-tuning under that name (here: train.dispersive_loss_weight)"
+    ),
+    "model.dispersive_loss_weight_rl": Refused(
+        0.1, "the dispersive loss in fine-tuning under that name (here: train.dispersive_loss_weight)"
+    ),
     "env.wrappers.multi_step.reward_agg_method": Refused("sum", "rewards that are not added up over a chunk"),
     "env.wrappers.robomimic_lowdim.clamp_obs": Refused(False, "clipped observations"),
     "env.wrappers.robomimic_image.clamp_obs": Refused(False, "clipped observations"),

@@ -31,6 +31,8 @@ from agent.errors import UsageError
 from agent.finetune.algorithm import Algorithm
 from agent.finetune.gae import generalized_advantage
 from agent.finetune.minibatch import Data, Losses, look, share, take
+from agent.finetune.regularise import SETTINGS as REGULARISERS
+from agent.finetune.regularise import Regulariser
 from agent.finetune.reward_scaling import RunningRewardScaler
 from agent.finetune.rollout import Rollout
 from agent.metrics import explained_variance
@@ -97,6 +99,7 @@ class PPO(Algorithm):
         "vf_coef": NUMBER,
         "target_kl": optional(NUMBER),
         "max_grad_norm": optional(NUMBER),
+        **REGULARISERS,
     }
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
@@ -120,6 +123,7 @@ class PPO(Algorithm):
         if train.get("time_limit", TIME_LIMITS[0]) not in TIME_LIMITS:
             raise UsageError(f"train.time_limit: expected {' or '.join(TIME_LIMITS)}, found {train['time_limit']!r}")
         self.scaler = RunningRewardScaler(n_envs, train["gamma"]) if train["reward_scale_running"] else None
+        self.regulariser = Regulariser(policy, train, generator)
         self.shifts = RandomShiftsAug(pad=4)
         self.checked_ratio = False
 
@@ -250,6 +254,7 @@ class PPO(Algorithm):
             raise UsageError(
                 f"a loss is not finite ({metrics}); nothing was saved after this. Lower train.actor_lr or train.critic_lr"
             )
+        metrics |= self.regulariser.means.read()
         return metrics | {"updates": float(losses.updates), "kl_stopped": float(stopped and learn_actor)}
 
     def _minibatches(self, data: Data, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -278,12 +283,14 @@ class PPO(Algorithm):
         self._zero(self.actor_optimizer, self.eta_optimizer)
         for pair in pairs:
             row, step = rows[pair // n_steps], pair % n_steps
-            new = self._log_prob(data, row, step)
+            with self.regulariser.recording() as features:
+                new = self._log_prob(data, row, step)
             weighted = advantages[row] * self.policy.denoising_discount(step)
             loss, kl, clipped = clipped_objective(
                 new - data.log_probs[row, step], weighted, self.policy.clip_range(step)
             )
-            share(loss, len(pair), total).backward()
+            more = self.regulariser.loss(data, row, step, features)
+            share(loss if more is None else loss + more, len(pair), total).backward()
             losses.policy.append(loss.detach())
             losses.kl.append(kl)
             losses.clipped.append(clipped)

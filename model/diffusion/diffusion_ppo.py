@@ -145,6 +145,18 @@ class PPODiffusion(DiffusionProcess, TunedChain):
             return_chain: also return ``chains (B, K + 1, Ta, Da)`` and, unless deterministic, ``log_probs (B, K)``,
                 which are those of ``log_prob`` under the same weights.
         """
+        return self._sample(self.actor_ft, obs, deterministic, noise, generator, return_chain)
+
+    def _sample(
+        self,
+        last: nn.Module,
+        obs: Obs,
+        deterministic: bool,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        return_chain: bool,
+    ) -> Sample:
+        """``sample`` with ``last`` denoising the last ``K`` steps."""
         x, step_noise = self.prepare_noise(obs, noise, generator)
         eta = None if deterministic or not self.use_ddim else self.eta(obs)
         n_base = self.n_steps - self.ft_denoising_steps
@@ -153,7 +165,7 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         for i in range(self.n_steps):
             tuned = i >= n_base
             if i == n_base:
-                network, seen = self.actor_ft, self.encode(obs)
+                network, seen = last, encode_obs(last, obs)
             mean, std = self.step_mean_std(network, x, i, seen, eta)
             noise_std = self.eval_std(std, i) if deterministic else std.clamp(min=self.min_sampling_denoising_std)
             if i == n_base:
@@ -166,6 +178,22 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         if not return_chain:
             return Sample(x)
         return Sample(x, torch.stack(chain, dim=1), torch.stack(log_probs, dim=1) if log_probs else None)
+
+    @torch.no_grad()
+    def base_chains(self, obs: Obs, generator: torch.Generator) -> Tensor:
+        """What the base alone would do while exploring: ``chains (B, K + 1, Ta, Da)``."""
+        return self._sample(self.network, obs, False, None, generator, True).chains
+
+    def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
+        """KL divergence ``(B,)`` of the step after ``x (B, Ta, Da)`` under the tuned weights from that under the base's, mean over the
+        counted steps and ``Da``; differentiable in the tuned ones. ``obs`` not encoded: each network has its own eyes."""
+        position = step + (self.n_steps - self.ft_denoising_steps)
+        eta = self.eta(obs) if self.use_ddim else None
+        mean, std = self.step_mean_std(self.actor_ft, x, position, obs, eta)
+        with torch.no_grad():
+            base, _ = self.step_mean_std(self.network, x, position, obs, eta)
+        distance = (mean - base) / std.clamp(min=self.min_logprob_denoising_std)
+        return 0.5 * distance[:, : self.reward_horizon].square().mean(dim=(1, 2))
 
     def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor, reward_horizon: int | None = None) -> Tensor:
         """As in ``TunedChain``, differentiable in ``eta``, too; element-wise densities are clamped to [-5, 2], as published."""

@@ -108,6 +108,22 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         """``log_prob`` of ``chains (B, 2, Ta, Da)``, as ``(B, 1)``."""
         return self.log_density(chains[:, 1], *self.network(obs))[:, None]
 
+    @torch.no_grad()
+    def base_chains(self, obs: Obs, generator: torch.Generator) -> Tensor:
+        """What the frozen base would do while exploring: ``chains (B, 2, Ta, Da)``."""
+        mean, std = self.actor(obs)
+        x = mean + std * self.bounded(self.noise(mean, None, generator)[:, 0])
+        return torch.stack([torch.zeros_like(x), x], dim=1)
+
+    def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
+        """KL divergence ``(B,)`` of the tuned distribution from the frozen base's, mean over ``(Ta, Da)``; differentiable in the former.
+        ``x`` and ``step`` say nothing where the chain has one step."""
+        mean, std = self.network(obs)
+        with torch.no_grad():
+            base, base_std = self.actor(obs)
+        distance = (std.square() + (mean - base).square()) / (2 * base_std.square())
+        return (base_std.log() - std.log() + distance - 0.5).mean(dim=(1, 2))
+
     def value(self, obs: Obs) -> Tensor:
         """The critic's value, ``(B,)``."""
         return self.critic(obs)
