@@ -20,7 +20,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,8 @@ def collect(
 ) -> int:
     """One robomimic file of the episodes whose score is at least ``least_score``, for ``script/process_robomimic_dataset.py``.
 
-    Episodes without a verdict count as failed. Returns how many went in.
+    Episodes without a verdict count as failed, and so do those in which nothing was sent to the robot (``mode=shadow``). Ticks at which
+    the policy was not followed (HOLD) are left out: the arm stood still. Returns how many episodes went in.
 
     Raises:
         DeploymentError: an episode that cannot be read, none that is good enough, or a file that cannot be written.
@@ -198,7 +199,10 @@ def collect(
     for source in episodes:
         episode = read_episode(source)
         score = episode.about.get("score")
-        if score is not None and score >= least_score:
+        followed = episode.ticks.get("deploy/running", np.ones(len(episode), bool))
+        sent = (episode.about.get("configuration") or {}).get("mode") != "shadow"
+        if score is not None and score >= least_score and sent and followed.any():
+            episode = replace(episode, ticks={name: values[followed] for name, values in episode.ticks.items()})
             demos.append((columns_of(episode, score), {"score": score, "source": str(source)}))
     if not demos:
         raise DeploymentError(

@@ -81,7 +81,7 @@ def read_rows(folder: Path, stream: str) -> Rows:
         dtype = np.dtype([(str(name), str(kind), tuple(map(int, shape))) for name, kind, shape in columns])
         if dtype.hasobject or not dtype.itemsize:
             raise ValueError(f"columns {columns}")
-        rows = np.fromfile(data, dtype, count=data.stat().st_size // dtype.itemsize)
+        rows = np.fromfile(data, dtype)  # a last one cut short is left out
     except (OSError, ValueError, TypeError) as error:
         raise DeploymentError(f"{source}: expected the columns of {data.name} beside it, found {error}") from error
     return {name: np.ascontiguousarray(rows[name]) for name in dtype.names}

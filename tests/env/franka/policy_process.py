@@ -3,8 +3,11 @@ its port and serves ``LinearPolicy``."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -45,7 +48,7 @@ def actions(observation, seed: int = 0) -> np.ndarray:
     colours = (
         observation["rgb"].astype(np.float64) * np.arange(observation["rgb"].size).reshape(observation["rgb"].shape)
     ).sum()
-    return np.tanh(observation["state"][0] @ weights + colours / 1e5 + seed).reshape(3, 7).astype(np.float32)
+    return np.tanh(observation["state"][0] @ weights + colours / 1e7 + seed).reshape(3, 7).astype(np.float32)
 
 
 def observation(seed: int = 0) -> dict[str, np.ndarray]:
@@ -53,8 +56,21 @@ def observation(seed: int = 0) -> dict[str, np.ndarray]:
     return {"state": rng.uniform(-1, 1, (1, DIM)), "rgb": rng.integers(0, 256, (2, 3, *SIZE), np.uint8)}
 
 
+@contextlib.contextmanager
+def served_elsewhere(*args: str):
+    """A server that can be killed, ``args`` as on the command line; its process and port."""
+    command = [sys.executable, "-m", "tests.env.franka.policy_process", *(args or ("0",))]
+    child = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[3], stdout=subprocess.PIPE, text=True)
+    try:
+        yield child, int(child.stdout.readline())
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
 if __name__ == "__main__":
-    server = PolicyServer(LinearPolicy(float(sys.argv[1])), GREETING, port=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    server = PolicyServer(LinearPolicy(float(sys.argv[1])), GREETING, port=0)
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -66,6 +66,19 @@ def test_recordings_feed_pre_training(tmp_path, camera):
         assert np.array_equal(demos["images"], np.stack(shown))
 
 
+def test_what_was_not_followed_is_not_learned(tmp_path):
+    """Ticks in HOLD, and episodes in which nothing was sent."""
+    recorder, given = EpisodeRecorder(tmp_path / "e", "lift", VirtualClock()), ticks(13)
+    for tick in given:
+        recorder.tick(dataclasses.replace(tick, state="HOLD") if 4 <= tick.number < 7 else tick)
+    recorder.finish("y")
+    record(tmp_path / "shadow", 5, about={"configuration": {"mode": "shadow"}})
+    assert collect([tmp_path / "e", tmp_path / "shadow"], tmp_path / "lift.hdf5", "lift") == 1
+    with h5py.File(tmp_path / "lift.hdf5") as file:
+        assert np.array_equal(file["data/demo_0/actions"], [t.action for t in given if not 4 <= t.number < 7])
+        assert file["data/demo_0"].attrs["num_samples"] == 10 and file["data/demo_0/dones"][:].tolist() == [0] * 9 + [1]
+
+
 def test_the_layout_and_what_is_beside_it(tmp_path):
     checkpoint = tmp_path / "state.pt"
     checkpoint.write_bytes(b"weights")

@@ -6,13 +6,10 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -24,9 +21,15 @@ from env.franka.policy_server import PolicyServer
 from env.franka.remote import Greeting, PolicyError, RemotePolicy
 from env.franka.types import DeploymentError, Policy
 from env.franka.wire import DTYPES, MAX_BYTES, WireError, pack, unpack
-from tests.env.franka.policy_process import GREETING, NORMALIZER, SPEC, LinearPolicy, actions, observation
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.env.franka.policy_process import (
+    GREETING,
+    NORMALIZER,
+    SPEC,
+    LinearPolicy,
+    actions,
+    observation,
+    served_elsewhere,
+)
 
 
 @contextlib.contextmanager
@@ -39,20 +42,6 @@ def served(delay: float = 0.0, port: int = 0):
     finally:
         server.close()
         thread.join(10)
-
-
-@contextlib.contextmanager
-def process(*args: str):
-    """A server that can be killed; its process and port."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.env.franka.policy_process", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield child, int(child.stdout.readline())
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
 
 
 def test_the_same_actions_as_without_a_wire():
@@ -91,7 +80,7 @@ def test_a_slow_policy_and_a_late_answer():
 
 def test_a_server_that_is_killed_or_hangs():
     """The next call says so, soon; a new server with the same policy is taken up again, with another it is not."""
-    with process("0") as (child, port):
+    with served_elsewhere("0") as (child, port):
         remote = RemotePolicy(f"ws://127.0.0.1:{port}", timeout=20)
         remote(observation())
         remote._timeout = 0.5
@@ -123,7 +112,7 @@ def test_a_server_that_is_killed_or_hangs():
 
 
 def test_killed_while_it_thinks():
-    with process("30") as (child, port):
+    with served_elsewhere("30") as (child, port):
         remote = RemotePolicy(f"ws://127.0.0.1:{port}", timeout=20)
         threading.Timer(0.2, child.kill).start()
         start = time.monotonic()
