@@ -13,44 +13,30 @@ import torch
 from torch import Tensor
 
 from agent.config import NUMBER
-from agent.finetune.off_policy import PASSES, OffPolicy, squared_errors, td_target
+from agent.finetune.q_learning import QLearner
 from agent.finetune.replay import Transitions
-from agent.finetune.rollout import Rollout
 from model.diffusion.actor_critic import follow, smallest
 
 GRADIENT_BOUND = 0.1  # times the number of a chunk's coordinates: largest norm of the gradient in one chunk
 
 
-class DIPO(OffPolicy):
-    """In every minibatch first the critic, then, after the warm-up, actions and actor."""
+class DIPO(QLearner):
+    """See the module."""
 
     EXTRA = ("improved",)
-    HEADLINE = (("actor loss", "loss/actor", ".4f"), ("critic loss", "loss/critic", ".4f"))
     SETTINGS: ClassVar = {
-        **OffPolicy.SETTINGS,
-        **PASSES,
+        **QLearner.SETTINGS,
         "target_ema_rate": NUMBER,
         "action_lr": NUMBER,
         "action_gradient_steps": int,
     }
 
-    def learn(self, rollout: Rollout, iteration: int) -> None:
-        """``replay_ratio`` times as many chunks as were collected."""
-        for _ in range(self.n_batches(rollout)):
-            batch = self.batch()
-            self._learn_critic(batch)
-            if iteration >= self.train["n_critic_warmup_itr"]:
-                self._learn_actor(batch)
+    def next_actions(self, batch: Transitions) -> Tensor:
+        """Of the slower copy of the policy."""
+        return self.policy.target_actions(batch.next_obs, self.generator)
 
-    def _learn_critic(self, batch: Transitions) -> None:
-        policy = self.policy
-        with torch.no_grad():
-            actions = policy.target_actions(batch.next_obs, self.generator)
-            target = td_target(batch, smallest(policy.critic_target, batch.next_obs, actions))
-        self.step("critic", squared_errors(policy.critic(batch.obs, batch.actions), target))
-        follow(policy.critic_target, policy.critic, self.train["target_ema_rate"])
-
-    def _learn_actor(self, batch: Transitions) -> None:
+    def learn_actor(self, batch: Transitions) -> None:
+        """Imitation of the minibatch's actions, improved once more."""
         kept = self.replay.arrays["improved"]
         actions = self.improve(batch, torch.from_numpy(kept[batch.index]).to(batch.actions.device))
         kept[batch.index] = actions.cpu().numpy()

@@ -8,36 +8,27 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent.config import NUMBER
-from agent.finetune.off_policy import PASSES, OffPolicy, squared_errors, td_target
+from agent.finetune.q_learning import QLearner
 from agent.finetune.replay import Transitions
-from agent.finetune.rollout import Rollout
-from model.diffusion.actor_critic import follow, smallest
 
 
-class QSM(OffPolicy):
-    """In every minibatch first the critic, then, after the warm-up, the actor."""
+class QSM(QLearner):
+    """See the module."""
 
-    HEADLINE = (("actor loss", "loss/actor", ".4f"), ("critic loss", "loss/critic", ".4f"))
-    SETTINGS: ClassVar = {**OffPolicy.SETTINGS, **PASSES, "q_grad_coeff": NUMBER, "critic_tau": NUMBER}
+    RATE = "critic_tau"
 
-    def learn(self, rollout: Rollout, iteration: int) -> None:
-        """``replay_ratio`` times as many chunks as were collected."""
-        for _ in range(self.n_batches(rollout)):
-            batch = self.batch()
-            self._learn_critic(batch)
-            if iteration >= self.train["n_critic_warmup_itr"]:
-                self.step("actor", self.score_loss(batch))
+    SETTINGS: ClassVar = {**QLearner.SETTINGS, "q_grad_coeff": NUMBER, "critic_tau": NUMBER}
 
-    def _learn_critic(self, batch: Transitions) -> None:
-        policy = self.policy
-        with torch.no_grad():
-            actions = policy.denoise(batch.next_obs, generator=self.generator)
-            target = td_target(batch, smallest(policy.target_q, batch.next_obs, actions))
-        self.step("critic", squared_errors(policy.critic_q(batch.obs, batch.actions), target))
-        follow(policy.target_q, policy.critic_q, self.train["critic_tau"])
+    def critics(self) -> tuple[nn.Module, nn.Module]:
+        """The critic, and its slower copy."""
+        return self.policy.critic_q, self.policy.target_q
+
+    def learn_actor(self, batch: Transitions) -> None:
+        """One step of score matching."""
+        self.step("actor", self.score_loss(batch))
 
     def score_loss(self, batch: Transitions) -> Tensor:
         """0-d."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from agent.errors import UsageError
-from agent.finetune import dipo, dql, idql, qsm
+from agent.finetune import dipo, idql, q_learning
 from agent.finetune.awr import AWR
 from agent.finetune.dipo import DIPO
 from agent.finetune.dql import DQL
@@ -128,7 +128,9 @@ TARGETS = {  # gamma 0.5, with a next value of the state itself: reward + 0.5 x 
 }
 
 
-@pytest.mark.parametrize(("module", "kind"), [(dql, "dql"), (dipo, "dipo"), (qsm, "qsm"), (idql, "idql")])
+@pytest.mark.parametrize(
+    ("module", "kind"), [(q_learning, "dql"), (q_learning, "dipo"), (q_learning, "qsm"), (idql, "idql")]
+)
 @pytest.mark.parametrize("n_steps", [1, 2])
 def test_targets_of_critics_by_hand(module, kind, n_steps, monkeypatch):
     """The smaller of two target values (or, for IDQL, V) of what followed; terminated, truncated, going on, and two chunks' returns."""

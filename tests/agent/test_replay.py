@@ -86,7 +86,7 @@ def test_random_episodes_against_a_list(n):
     for stream in streams:
         for k, (obs, *_) in enumerate(stream[:-1]):
             total, m = 0.0, 0
-            for _, reward, ended, cut, final in stream[k : k + n]:
+            for _, reward, ended, cut, final in stream[k : k + n]:  # noqa: B007 (the last one is used)
                 total, m = total + gamma**m * reward, m + 1
                 if ended or cut:
                     break
