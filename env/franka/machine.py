@@ -67,6 +67,8 @@ class StateMachine:
     _clock: Clock
     _recorder: Recorder
     _lockstep: bool
+    _finished: Callable[[], bool] | None
+    _steps: int
     settings: RunnerSettings
 
     def __init__(self) -> None:
@@ -82,6 +84,10 @@ class StateMachine:
 
     def _pass(self, t: float) -> None:
         """Let time pass to ``t``."""
+        raise NotImplementedError
+
+    def _start_over(self) -> None:
+        """Nothing is planned, tick 0 is now, motion fades in, and the builder has no history."""
         raise NotImplementedError
 
     def _enter(self, state: str, why: str) -> None:
@@ -247,3 +253,27 @@ class StateMachine:
             return False
         self._enter("IDLE", "recovered")
         return True
+
+    def _maybe_resume(self) -> None:
+        """HOLD -> RUNNING: the cause gone, the switch pressed anew, the policy free."""
+        if self._clock.now() - self._hold_since > self.settings.hold_limit_s:
+            self._monitor.event("hold_limit", "stop", self._clock.now() - self._hold_since, self.settings.hold_limit_s)
+            self._on_verdict(Verdict(STOP, f"held too long by {self._hold_cause}"))
+            return
+        clear = self._servo.verdict.level == GO and not self._pilot.busy
+        if clear and self._operator.held() and self._operator.pressed_since(self._hold_since):
+            self._servo.release()
+            self._pilot.inference.poll()
+            self._start_over()
+            self._enter("RUNNING", f"after {self._hold_cause}")
+
+    def _judge_end(self) -> None:
+        if self.state not in ("RUNNING", "HOLD"):
+            return
+        if self._finished is not None and self._finished():
+            self._solved = True
+            self._end("IDLE", "solved")
+        elif self._steps >= self.settings.max_steps:
+            self._end("IDLE", "max_steps")
+        elif self._quit:
+            self._end("IDLE", "the operator ended it")

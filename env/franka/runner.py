@@ -10,6 +10,7 @@ the clock does: that is how the twin and the tests run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -22,9 +23,9 @@ from env.franka.latency import summarize
 from env.franka.machine import STATES, SUITE_HOME, EpisodeResult, RunnerSettings, StateMachine
 from env.franka.pilot import Pilot
 from env.franka.reference import Reference, ReferenceSettings
-from env.franka.safety import GO, HOLD, STOP, SafetyMonitor, Verdict
+from env.franka.safety import HOLD, SafetyMonitor, Verdict
 from env.franka.schedule import ChunkScheduler, ScheduleSettings, Step
-from env.franka.servo import Servo, ServoThread, as_fault
+from env.franka.servo import Servo, ServoThread, as_fault, punctual
 from env.franka.types import (
     Camera,
     Clock,
@@ -44,6 +45,9 @@ from env.franka.types import (
 )
 
 __all__ = ["STATES", "SUITE_HOME", "EpisodeResult", "EpisodeRunner", "ObservationBuilder", "RunnerSettings"]
+
+
+_PRIORITY = 10  # of the thread that keeps the action ticks, below the servo's
 
 
 class ObservationBuilder(Protocol):
@@ -152,7 +156,16 @@ class EpisodeRunner(StateMachine):
             raise
         finally:
             self._halt()
-        result = self._result(self._clock.now() - start)
+        success = None if self._finished is None else self._solved
+        result = EpisodeResult(
+            self.state,
+            self.reason,
+            self._steps,
+            success,
+            self._monitor.recoveries,
+            self._clock.now() - start,
+            summarize(self._durations),
+        )
         recorder.finish(verdict_of(result))
         return result
 
@@ -224,6 +237,18 @@ class EpisodeRunner(StateMachine):
         self._enter("RUNNING", "started")
         if not self._lockstep:
             self._thread = ServoThread(self._servo, self._clock, self.settings.servo_hz, self._on_fault)
+        with contextlib.nullcontext(True) if self._lockstep else punctual(_PRIORITY) as allowed:
+            if not allowed:
+                self._monitor.event(
+                    "realtime", "warn", None, None, "no real-time priority: see installation/install_franka.md"
+                )
+            self._loop()
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+
+    def _loop(self) -> None:
+        """Tick after tick."""
         while self.state in ("RUNNING", "HOLD"):
             self._pass(self._t0 + self._tick * self._period)
             self._judge_end()
@@ -233,7 +258,8 @@ class EpisodeRunner(StateMachine):
             self._measure("tick_jitter", late)
             if late > self._period:  # ticks that were missed are missed: no volley afterwards
                 self._monitor.event("tick_late", "warn", late, self._period)
-                self._delay(late)
+                self._t0 += late
+                self._pilot.scheduler.shift(late)
             try:
                 self._one_tick()
             except DeploymentError as error:  # a camera that is gone, an observation that cannot be
@@ -242,19 +268,13 @@ class EpisodeRunner(StateMachine):
             except RobotFault as fault:
                 self._on_fault(fault)
             self._tick += 1
-        if self._thread is not None:
-            self._thread.close()
-            self._thread = None
 
     def _start_over(self) -> None:
-        """Tick 0 is now, nothing is planned, and motion fades in."""
+        """Tick 0 is now, nothing is planned, and motion fades in; the builder has no history."""
+        self._builder.reset()
         self._tick, self._t0 = 0, self._clock.now()
         self._ramp_from = self._t0
         self._pilot.begin(self._t0)
-
-    def _delay(self, seconds: float) -> None:
-        self._t0 += seconds
-        self._pilot.scheduler.shift(seconds)
 
     def _pass(self, t: float) -> None:
         """Let time pass to ``t``; in lockstep with everything that happens on the way."""
@@ -328,31 +348,6 @@ class EpisodeRunner(StateMachine):
                 self._gripper.wish(self._pilot.gripper(step.action))
         return executed
 
-    def _maybe_resume(self) -> None:
-        """HOLD -> RUNNING: the cause gone, the switch pressed anew, the policy free."""
-        if self._clock.now() - self._hold_since > self.settings.hold_limit_s:
-            self._monitor.event("hold_limit", "stop", self._clock.now() - self._hold_since, self.settings.hold_limit_s)
-            self._on_verdict(Verdict(STOP, f"held too long by {self._hold_cause}"))
-            return
-        clear = self._servo.verdict.level == GO and not self._pilot.busy
-        if clear and self._operator.held() and self._operator.pressed_since(self._hold_since):
-            self._servo.release()
-            self._pilot.inference.poll()
-            self._builder.reset()
-            self._start_over()
-            self._enter("RUNNING", f"after {self._hold_cause}")
-
-    def _judge_end(self) -> None:
-        if self.state not in ("RUNNING", "HOLD"):
-            return
-        if self._finished is not None and self._finished():
-            self._solved = True
-            self._end("IDLE", "solved")
-        elif self._steps >= self.settings.max_steps:
-            self._end("IDLE", "max_steps")
-        elif self._quit:
-            self._end("IDLE", "the operator ended it")
-
     def _record(
         self,
         state: RobotState,
@@ -384,8 +379,3 @@ class EpisodeRunner(StateMachine):
             )
         )
         self._number += 1
-
-    def _result(self, seconds: float) -> EpisodeResult:
-        success = None if self._finished is None else self._solved
-        timing = summarize(self._durations)
-        return EpisodeResult(self.state, self.reason, self._steps, success, self._monitor.recoveries, seconds, timing)
