@@ -105,8 +105,8 @@ def package(kind: str, table_of: dict[str, tuple[str, str]]) -> list[Finding]:
         raise UsageError(f"expected one of {', '.join(table_of)}, found {kind!r}")
     name, module = table_of[kind]
     if importlib.util.find_spec(module) is None:
-        extra = "pip install 'franky-control>=2'" if kind == "franky" else "pip install -c constraints.txt -e .[real]"
-        return [Finding("packages", name, BAD, "not installed", extra)]
+        extra = "real,fr3" if kind == "franky" else "real"
+        return [Finding("packages", name, BAD, "not installed", f"pip install -c constraints.txt -e .[{extra}]")]
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # by another name, such as opencv-python-headless

@@ -51,7 +51,7 @@ def test_every_requirement_has_one_pin_within_its_range(python):
     wanted = [Requirement(r) for r in project()["dependencies"]]
     wanted += [
         Requirement(r)
-        for extra in ("dev", "data", "bench", "sweep", "real", "export")
+        for extra in ("dev", "data", "bench", "sweep", "real", "fr3", "export")
         for r in project()["optional-dependencies"][extra]
     ]
     for requirement in wanted:

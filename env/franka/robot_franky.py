@@ -33,8 +33,7 @@ def package() -> Any:
         import franky
     except ImportError as error:
         raise DeploymentError(
-            f"robot=franky needs franky-control: pip install 'franky-control>=2' ({error}); it wants numpy 2, so an environment without "
-            f"the simulators: see {driver.TABLE}."
+            f"robot=franky needs franky-control: pip install -c constraints.txt -e .[real,fr3] ({error}); see {driver.TABLE}."
         ) from error
     if not hasattr(franky, "CartesianImpedanceTracker"):
         raise DeploymentError(f"robot=franky needs franky-control 2 or later, found one without a tracker: {franky}")

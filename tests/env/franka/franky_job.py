@@ -2,8 +2,8 @@
 
     python -m tests.env.franka.franky_job --venv <folder>     made there if need be; figures as JSON, exit status 1 where a bar is missed
 
-franky wants numpy 2, which the simulators of this project do not take; hence the environment. robosuite's path is computed here, the driver
-runs there.
+franky-sim wants numpy 2, which the simulators of this project do not take; hence the environment. robosuite's path is computed here, the
+driver runs there.
 """
 
 from __future__ import annotations
