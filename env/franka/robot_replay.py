@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from env.franka.episode import Episode, row_at
-from env.franka.frames import SUITE_BASE, Transform
 from env.franka.limits import PANDA
 from env.franka.types import Clock, ControlSettings, GripperState, RobotState
 
@@ -24,7 +23,7 @@ class ReplayRobot:
     name, limits = "replay", PANDA
 
     def __init__(self, episode: Episode, clock: Clock) -> None:
-        self._episode, self._clock, self._times = episode, clock, episode.times()
+        self._clock, self._times = clock, episode.times()
         names = ("q", "dq", "measured_position", "measured_quaternion", "wrench", "success_rate", "t_robot")
         self._rows = [episode.column(f"deploy/{name}") for name in names]
         self._begin, self._moving = clock.now(), False
@@ -60,14 +59,6 @@ class ReplayRobot:
         return RobotState(
             self._clock.now(), float(t_robot), q, dq, position, quaternion, wrench, float(rate), self._moving
         )
-
-    def object_pose(self, base: Transform = SUITE_BASE) -> tuple[np.ndarray, np.ndarray]:
-        """Where the object was, in the base frame: what a builder of observations asks for. ``base`` is where that stands in the world.
-
-        Raises ``DeploymentError`` where the recording is of a policy that saw images instead.
-        """
-        here, world = base.inverse(), self._episode.column("obs/object")[self.row()]
-        return here.point(world[:3]), here.orientation(world[3:7])
 
     def check(self) -> None: ...
 
