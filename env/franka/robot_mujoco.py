@@ -239,7 +239,10 @@ class MujocoRobot:
 
     def recover(self) -> bool:
         """See ``Robot``: a simulation that went bad does not come back without ``reset``."""
-        return self._fault is None
+        with self._lock:
+            if self._fault is not None and self._fault.recoverable:
+                self._fault = None
+            return self._fault is None
 
     def close(self) -> None:
         """Nothing to close."""
@@ -261,9 +264,11 @@ class MujocoRobot:
 
     def _advance(self) -> None:
         """Bring physics up to the clock, judging every control step's worth of it."""
-        if self.law != "impedance" or self._fault is not None:
+        if self.law != "impedance" or (self._fault is not None and not self._fault.recoverable):
             return
         due = int((self._clock.now() - self._until) / self._step + 1e-6)
+        if due <= 0:
+            return
         self._until += due * self._step
         while due > 0:
             n = min(due, self._per_action - self._count % self._per_action)
@@ -276,6 +281,20 @@ class MujocoRobot:
                 self._control(self._judging, np.zeros(self.family.action_dim))
         if not np.isfinite(self.data.qpos).all() or self.data.warning.number.any():
             self._fault = RobotFault("driver", "the simulation went unstable", recoverable=False)
+        elif self._running:
+            self._collide()
+
+    def _collide(self) -> None:
+        """The control unit's own reflex: beyond its thresholds the arm stops, and is in fault until somebody recovers it."""
+        settings, wrench = self._settings, self._wrench()
+        torque, force = np.abs(self._external).max(), np.abs(wrench).max()
+        if torque > settings.collision_torque or force > settings.collision_force:
+            found = f"{np.linalg.norm(wrench[:3]):.0f} N at the grip site, {torque:.0f} N m at a joint"
+            self._fault = RobotFault(
+                "reflex", f"{found}; thresholds {settings.collision_force:g} and {settings.collision_torque:g}", True
+            )
+            self._running = False
+            self._hold()
 
     def _wrench(self) -> np.ndarray:
         """What pushes the arm from outside, (6,) at the grip site: from the joints' constraint forces, as a Franka estimates it."""

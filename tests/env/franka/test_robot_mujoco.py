@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from env.franka.types import ControlSettings, DeploymentError, Gripper, Robot, R
 from env.registry import family
 
 pytestmark = pytest.mark.robomimic
-STIFF = ControlSettings(stiffness=(600.0, 30.0))
+STIFF = ControlSettings(stiffness=(600.0, 30.0), collision_force=60.0, collision_torque=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_on_the_wall_s_clock_it_is_as_fast_as_the_wall():
 @pytest.mark.parametrize("stiffness", [600.0, 1500.0])
 def test_it_is_a_spring_of_the_stiffness_asked_for(lift, clock, stiffness):
     """A push of 9 N moves it by 9 N / K, and it comes back."""
-    before = started(lift, 13, ControlSettings(stiffness=(stiffness, 30.0)))
+    before = started(lift, 13, dataclasses.replace(STIFF, stiffness=(stiffness, 30.0)))
     push = np.array([3.0, 8.0, -2.0])
     body = lift.model.site_bodyid[lift._id(0)]
     lift.data.xfrc_applied[body, :3] = push
@@ -126,12 +127,11 @@ def test_it_goes_where_it_is_drawn_and_turns(clock, feedforward):
     assert np.linalg.norm(after.position - target) < 2e-3 and angle_between(after.quaternion, quaternion) < 0.02
 
 
-def test_it_feels_what_it_presses_against(lift, clock):
-    """The fingertips are 16 mm below the grip site: with a target 2 cm below the table top, the spring's force is what it feels."""
-    state = started(lift, 19)
+def press(lift, clock, state, depth):
+    """Draw it to ``depth`` metres below the table top, the way there above the table first; where it then is."""
     lift.gripper.goto(0.0, 0.1)
     top = 0.8 - lift.world.position[2]
-    for height in (top + 0.05, top - 0.02):
+    for height in (top + 0.05, top - depth):
         goal = np.array([state.position[0] - 0.05, -0.15, height])
         for share in np.linspace(0, 1, 400):
             clock.sleep_until(clock.now() + 0.004)
@@ -140,11 +140,36 @@ def test_it_feels_what_it_presses_against(lift, clock):
         state = lift.state()
         if height > top:
             assert np.linalg.norm(state.wrench[:3]) < 1.5  # the joints' friction
+    return state, height
+
+
+def test_it_feels_what_it_presses_against(lift, clock):
+    """The fingertips are 16 mm below the grip site: with a target 2 cm below the table top, the spring's force is what it feels."""
+    state, height = press(lift, clock, started(lift, 19), 0.02)
     force = 600.0 * (state.position[2] - height)
     assert force > 10 and state.wrench[2] == pytest.approx(force, rel=0.15) and state.moving
+    lift.check()
     lift.stop()
     clock.sleep_until(clock.now() + 0.5)
     assert not lift.state().moving and np.linalg.norm(lift.state().position - state.position) < 0.02
+
+
+def test_beyond_its_thresholds_it_stops_by_itself_until_it_is_recovered(lift, clock):
+    careful = ControlSettings(stiffness=(600.0, 30.0), collision_force=13.0, collision_torque=60.0)
+    state, _ = press(lift, clock, started(lift, 19, careful), 0.03)
+    assert not state.moving and state.wrench[2] < 13.0  # it gave way
+    for _ in range(2):
+        with pytest.raises(RobotFault, match="reflex: 1[3-9] N") as caught:
+            lift.check()
+    assert caught.value.kind == "reflex" and caught.value.recoverable
+    with pytest.raises(RobotFault):
+        lift.start()
+    lift.set_target(state.position + 0.1, state.quaternion, np.zeros(6))
+    clock.sleep_until(clock.now() + 0.5)
+    assert np.linalg.norm(lift.state().position - state.position) < 2e-3
+    assert lift.recover()
+    lift.start()
+    lift.check()
 
 
 def test_fingers_move_at_the_speed_asked_for_and_hold_the_cube(lift, clock):
