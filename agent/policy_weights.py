@@ -69,13 +69,16 @@ def fit(
     if choice == "base" and not (tuned and base):
         raise CheckpointError(f"policy_weights=base: {where} does not keep the policy that it started from")
     chosen = get_class(node["_target_"])
+    fewer = (payload.get("algorithm") or {}).get("n_chain_steps")  # than at the beginning: train.ft_denoising_steps_d
+    if fewer and "ft_denoising_steps" in node:
+        node = {**node, "ft_denoising_steps": fewer}
     if hasattr(chosen, "load_base"):  # a policy that is fine-tuned: it takes everything
         return node, state
     if choice == "base":
         return node, _renamed(state, "actor.")
     if not tuned or not issubclass(chosen, DiffusionProcess):
         return node, _renamed(state, "actor_ft." if tuned else "network.")
-    steps = node.get("ft_denoising_steps") or config.get("ft_denoising_steps")
+    steps = node.get("ft_denoising_steps") or fewer or config.get("ft_denoising_steps")
     steps = steps or (payload.get("config") or {}).get("ft_denoising_steps")
     unused = ("critic.",) if node.get("use_ddim") else ("critic.", "eta.")
     kept = {key: value for key, value in state.items() if not key.startswith(unused)}

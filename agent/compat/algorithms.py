@@ -8,6 +8,14 @@ from agent.compat import keys, targets
 from agent.compat.notes import Notes
 
 
+def move_to_train(tree: dict[str, Any]) -> None:
+    """What was the policy's and is the algorithm's: how many steps it tunes as time goes by."""
+    if isinstance(tree.get("model"), dict):
+        for key in ("ft_denoising_steps_d", "ft_denoising_steps_t"):
+            if tree["model"].get(key):
+                tree["train"][key] = tree["model"].pop(key)
+
+
 def translate_algorithm(tree: dict[str, Any], learner: str, notes: Notes) -> None:
     """What an algorithm's keys mean here."""
     train, n_envs = tree["train"], tree["env"].get("n_envs")

@@ -57,8 +57,6 @@ class Refused(NamedTuple):
 
 REFUSED = {
     "train.ent_coef": Refused(0, "an entropy bonus"),
-    "model.ft_denoising_steps_d": Refused(0, "a falling number of fine-tuned steps"),
-    "model.ft_denoising_steps_t": Refused(0, "a falling number of fine-tuned steps"),
     "model.ddim_discretize": Refused("uniform", "another spacing of the DDIM steps"),
     "model.use_dispersive_loss_rl": Refused(
         False, "the dispersive loss in fine-tuning under that name (here: train.dispersive_loss_weight)"

@@ -80,6 +80,7 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
     tree |= {"_target_": agent.ours or targets.FINETUNE, "stage": agent.stage, "benchmark": _benchmark(tree)}
     if agent.stage == "finetune":
         tree["train"]["algorithm"] = f"agent.finetune.{agent.learner}"
+        algorithms.move_to_train(tree)
     missing = [] if agent.ours else [f"{agent.algorithm} is not supported yet"]
     missing += [line for line in translate_policy(tree, notes) if agent.ours or not line.startswith("model._target_")]
     missing += _refusals(tree) + _world(tree)

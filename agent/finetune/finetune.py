@@ -105,7 +105,8 @@ class FinetuneAgent:
             metrics = {}
             if self.algorithm.collects:
                 self._start_episodes()
-                rollout = rollout or self._allocate()
+                if rollout is None or tuple(rollout.chains.shape[2:]) != self._chain_shape():
+                    rollout = self._allocate()
                 metrics = self._collect(rollout, bar)
             metrics |= self.algorithm.update(rollout, self.iteration)
             self.iteration += 1

@@ -97,6 +97,8 @@ class PPO(Algorithm):
         "logprob_batch_size": int,
         "update_epochs": int,
         "vf_coef": NUMBER,
+        "ft_denoising_steps_d": int,
+        "ft_denoising_steps_t": int,
         "target_kl": optional(NUMBER),
         "max_grad_norm": optional(NUMBER),
         **REGULARISERS,
@@ -122,6 +124,10 @@ class PPO(Algorithm):
         )
         if train.get("time_limit", TIME_LIMITS[0]) not in TIME_LIMITS:
             raise UsageError(f"train.time_limit: expected {' or '.join(TIME_LIMITS)}, found {train['time_limit']!r}")
+        if train.get("ft_denoising_steps_d") and not hasattr(policy, "tune_last"):
+            raise UsageError(
+                f"train.ft_denoising_steps_d: {type(policy).__name__} has no denoising steps to freeze; set it to 0"
+            )
         self.scaler = RunningRewardScaler(n_envs, train["gamma"]) if train["reward_scale_running"] else None
         self.regulariser = Regulariser(policy, train, generator)
         self.shifts = RandomShiftsAug(pad=4)
@@ -162,7 +168,14 @@ class PPO(Algorithm):
         if learn_actor:
             self.actor_schedule.step()
         self.critic_schedule.step()
+        self._tune_fewer_steps(iteration + 1)
         return metrics | {"time/update": time.perf_counter() - started}
+
+    def _tune_fewer_steps(self, iteration: int) -> None:
+        """Every ``ft_denoising_steps_t`` iterations ``ft_denoising_steps_d`` fewer, down to one; the optimiser goes on."""
+        every, fewer = (self.train.get(f"ft_denoising_steps_{key}") or 0 for key in "td")
+        if every and fewer and iteration % every == 0 and self.policy.n_chain_steps > 1:
+            self.policy.tune_last(max(1, self.policy.n_chain_steps - fewer))
 
     def _check_ratio(self, rollout: Rollout, obs: Obs, rows: Tensor) -> dict[str, float]:
         """The policy that acted and the policy that learns are the same: every importance ratio is 1 before the first update."""
@@ -350,6 +363,7 @@ class PPO(Algorithm):
             "critic_schedule": self.critic_schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "checked_ratio": self.checked_ratio,
+            "n_chain_steps": self.policy.n_chain_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -361,3 +375,5 @@ class PPO(Algorithm):
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.checked_ratio = state["checked_ratio"]
+        if state.get("n_chain_steps", self.policy.n_chain_steps) != self.policy.n_chain_steps:
+            self.policy.set_chain_steps(state["n_chain_steps"])

@@ -53,7 +53,7 @@ class TunedChain(nn.Module):
         clip_advantage_upper_quantile: float,
         norm_adv: bool,
     ) -> None:
-        self.n_chain_steps, self.gamma_denoising = n_chain_steps, gamma_denoising
+        self.gamma_denoising = gamma_denoising
         self.clip_vloss_coef, self.norm_adv = clip_vloss_coef, norm_adv
         self.clip_advantage_lower_quantile = clip_advantage_lower_quantile
         self.clip_advantage_upper_quantile = clip_advantage_upper_quantile
@@ -61,11 +61,18 @@ class TunedChain(nn.Module):
         self.actor = self.network  # one module, two published names
         self.actor_ft = copy.deepcopy(actor).requires_grad_(True)
         self.critic = critic
-        ranges = _clip_ranges(n_chain_steps, clip_ploss_coef, clip_ploss_coef_base, clip_ploss_coef_rate)
-        self.register_buffer("clip_ranges", ranges, persistent=False)
-        discounts = gamma_denoising ** torch.arange(n_chain_steps - 1, -1, -1, dtype=torch.float64)
-        self.register_buffer("denoising_discounts", discounts.float(), persistent=False)
+        self._clip = (clip_ploss_coef, clip_ploss_coef_base, clip_ploss_coef_rate)
+        for name in ("clip_ranges", "denoising_discounts"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self.set_chain_steps(n_chain_steps)
         self.network.eval()
+
+    def set_chain_steps(self, n_chain_steps: int) -> None:
+        """``K``, and what each of the steps counts."""
+        self.n_chain_steps, device = n_chain_steps, self.clip_ranges.device
+        self.clip_ranges = _clip_ranges(n_chain_steps, *self._clip).to(device)
+        discounts = self.gamma_denoising ** torch.arange(n_chain_steps - 1, -1, -1, dtype=torch.float64)
+        self.denoising_discounts = discounts.float().to(device)
 
     def train(self, mode: bool = True) -> TunedChain:
         """Like ``nn.Module.train``, but the frozen base stays in evaluation mode (no dropout)."""

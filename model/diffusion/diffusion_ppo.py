@@ -179,6 +179,17 @@ class PPODiffusion(DiffusionProcess, TunedChain):
             return Sample(x)
         return Sample(x, torch.stack(chain, dim=1), torch.stack(log_probs, dim=1) if log_probs else None)
 
+    def set_chain_steps(self, n_chain_steps: int) -> None:
+        """``ft_denoising_steps``, and what each of them counts."""
+        super().set_chain_steps(n_chain_steps)
+        self.ft_denoising_steps = n_chain_steps
+
+    def tune_last(self, n_chain_steps: int) -> None:
+        """From now on only the last so many steps are tuned. The tuned weights as they are become the base: of *all* steps before, as
+        published, so also of those that were frozen earlier."""
+        self.network.load_state_dict(self.actor_ft.state_dict())
+        self.set_chain_steps(n_chain_steps)
+
     @torch.no_grad()
     def base_chains(self, obs: Obs, generator: torch.Generator) -> Tensor:
         """What the base alone would do while exploring: ``chains (B, K + 1, Ta, Da)``."""

@@ -213,6 +213,24 @@ def test_keys_that_had_no_effect_are_named(every):
     assert not {key for key in unread if "cfg.stride" not in key}  # none of the 463 has a key that nobody asked for
 
 
+def test_algorithms_count_as_they_did(every):
+    """An iteration of one step becomes one of all steps between two lines of the log; a buffer's rows become chunks."""
+    sac = every["dppo/gym/finetune/hopper-v2/sac_mlp"].cfg.train
+    assert (sac.n_steps, sac.n_train_itr, sac.val_freq, sac.save_model_freq) == (200, 5000, 50, 500)
+    assert (sac.eval_episodes, sac.algorithm, sac.actor_replay_ratio) == (10, "agent.finetune.sac.SAC", 128)
+    online = every["dppo/robomimic/finetune/can/calql_mlp_online"].cfg
+    assert (online.train.n_steps, online.base_policy_path) == (300, None)
+    offline = every["dppo/robomimic/pretrain/can/calql_mlp_offline"].cfg
+    assert (offline.train.train_online, offline.base_policy_path) == (False, "scratch")
+    assert offline.offline_dataset._target_ == targets.TRANSITIONS
+    idql = every["dppo/gym/finetune/hopper-v2/ft_idql_diffusion_mlp"].cfg
+    assert (idql.train.buffer_size, idql.model.num_sample, idql.model.expectile_exploration) == (10**6, 20, True)
+    given = translated("dppo/gym/finetune/hopper-v2/ft_awr_diffusion_mlp", "train.buffer_size=70000")
+    assert given.cfg.train.buffer_size == 70000
+    fewer = translated(CAN, "model.ft_denoising_steps_d=1", "model.ft_denoising_steps_t=5").cfg
+    assert (fewer.train.ft_denoising_steps_d, fewer.train.ft_denoising_steps_t) == (1, 5)
+
+
 def test_a_minibatch_of_chunks_is_one_of_all_their_pairs(every):
     assert published()[CAN]["train.batch_size"] == 7500 and every[CAN].cfg.ft_denoising_steps == 10
     assert (every[CAN].cfg.train.batch_size, every[CAN].cfg.train.whole_chains) == (75000, True)

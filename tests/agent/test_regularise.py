@@ -136,3 +136,31 @@ def test_what_cannot_be_is_refused():
         Regulariser(
             MAKE["diffusion"](), {"dispersive_loss_weight": 1, "dispersive_loss_layer": "last"}, torch.Generator()
         )
+
+
+def test_fewer_steps_are_tuned_as_time_goes_by():
+    policy = moved("diffusion")  # 3 of 5 steps
+    before = {key: value.clone() for key, value in policy.state_dict().items()}
+    policy.tune_last(2)
+    assert policy.n_chain_steps == policy.ft_denoising_steps == 2
+    fresh = test_ppo.make_policy(k=2)
+    assert torch.equal(policy.clip_ranges, fresh.clip_ranges) and torch.equal(
+        policy.denoising_discounts, fresh.denoising_discounts
+    )
+    assert all(torch.equal(value, before[f"actor_ft.{key}"]) for key, value in policy.network.state_dict().items())
+    algorithm = PPO(
+        policy, {**TRAIN, "ft_denoising_steps_d": 1, "ft_denoising_steps_t": 2}, 5, torch.Generator().manual_seed(0)
+    )
+    steps = []
+    for iteration in range(4):
+        algorithm.checked_ratio = False  # the ratio is 1 again before every update
+        algorithm.update(make_rollout(policy, PointMass(5), 9, iteration)[0], iteration)
+        steps.append(policy.n_chain_steps)
+    assert steps == [2, 1, 1, 1]
+    other = test_ppo.make_policy()
+    other.load_state_dict(policy.state_dict())
+    PPO(other, TRAIN, 5, torch.Generator()).load_state_dict(algorithm.state_dict())
+    noise, obs = torch.randn(7, *policy.noise_shape), {"state": torch.randn(7, 1, 4)}
+    assert torch.equal(other.sample(obs, True, noise).trajectories, policy.sample(obs, True, noise).trajectories)
+    with pytest.raises(UsageError, match=r"train\.ft_denoising_steps_d: PPO_Gaussian has no denoising steps"):
+        PPO(MAKE["gaussian"](), {**TRAIN, "ft_denoising_steps_d": 1}, 5, torch.Generator())

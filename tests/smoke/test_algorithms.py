@@ -204,3 +204,25 @@ def test_a_new_algorithm_is_one_file_and_one_yaml(base, tmp_path, monkeypatch):
         config("train.patience=much")
     with pytest.raises(UsageError, match=r"train\.algorithm: cannot import 'toy_cloning\.Clone'"):
         config("train.algorithm=toy_cloning.Clone")
+
+
+def test_ppo_that_tunes_fewer_and_fewer_steps(base, tmp_path):
+    """It resumes exactly with the number it has come to, and its checkpoint is evaluated with that one."""
+    path = f"base_policy_path={base}"
+    more = [
+        "train.n_train_itr=4",
+        "train.ft_denoising_steps_d=1",
+        "train.ft_denoising_steps_t=2",
+        "train.kl_coef=0.1",
+        "train.val_freq=50",
+    ]
+    whole = FinetuneAgent(runs.finetune_config(path, f"logdir={tmp_path / 'whole'}", *more)).run()
+    for extra in ("train.n_train_itr=3", "resume=true"):
+        FinetuneAgent(runs.finetune_config(path, f"logdir={tmp_path / 'cut'}", *more, extra)).run()
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    policy = checkpoint.load_policy(Path(whole["checkpoint"]))
+    assert policy.ft_denoising_steps == 1
+    evaluation = runs.eval_config(
+        f"base_policy_path={whole['checkpoint']}", "n_episodes=23", "eval_seed=2000000", f"logdir={tmp_path / 'eval'}"
+    )
+    assert EvalAgent(evaluation).run()["returns"] == whole["after"]["returns"]
