@@ -1,4 +1,4 @@
-"""The Franka hand in a process of its own: ``python gripper_child.py <ip>``, for ``robot_panda.PandaGripper``.
+"""The Franka hand in a process of its own: ``python -m env.franka.gripper_child <ip>``, for ``robot_panda.PandaGripper``.
 
 panda_py reads the hand's state with the interpreter locked, until the hand speaks: up to 33 ms in which no thread of the process runs, a
 servo's included. So that happens here. Lines of JSON: in, ``[number, "goto" | "grasp" | "stop", width or force, speed]``; out, states as

@@ -15,7 +15,7 @@ from pathlib import Path
 from env.franka import driver
 from env.franka.types import DeploymentError, GripperState, RobotFault
 
-CHILD = Path(__file__).with_name("gripper_child.py")
+CHILD, ROOT = "env.franka.gripper_child", Path(__file__).resolve().parents[2]
 CONNECT_PATIENCE, PATIENCE, STOP_PATIENCE = 10.0, 30.0, 2.0  # s
 WIDTH_MIN = 0.01  # m: a hand that opens less has not been homed
 
@@ -33,7 +33,7 @@ class PandaGripper:
         self._first, self._state = threading.Event(), GripperState(now(), 0.0)
         self.max_width = 0.0
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self._child = subprocess.Popen([sys.executable, str(CHILD), ip], **pipes)
+        self._child = subprocess.Popen([sys.executable, "-m", CHILD, ip], cwd=ROOT, **pipes)
         self._reader = threading.Thread(target=self._listen, name="gripper", daemon=True)
         self._reader.start()
         if not self._first.wait(CONNECT_PATIENCE) or self._lost:

@@ -9,6 +9,7 @@ What was measured or read, and is worked around here and in ``arm.py`` (installa
 * the destructor of 1.x reads the robot, and aborts the process where that fails: it is run only while the robot answers;
 * the controller damps absolute velocity: it lags 2 v / sqrt(K) behind. The target is put that far ahead, which is a feed-forward of v;
 * its rotational error is the vector part of a quaternion, half of the angle: stiffness is doubled to be what it says, N m/rad;
+* 1.x draws the null space to a posture of its own unless it is told one; 0.8.1 ignores what it is told;
 * 0.8.1 remembers the last state in control for ever; 1.x believes a controller that died to be running.
 """
 
@@ -87,6 +88,8 @@ class PandaRobot(Arm):
         stiffness = np.array([translation] * 3 + [2.0 * rotation] * 3)
         # damping over stiffness in panda_py's own terms: seconds by which the target must be ahead
         self._lead = 2.0 * ratio / np.sqrt(stiffness)
+        nullspace = self.settings.nullspace_q
+        self._rest = np.array(self._read().q if nullspace is None else nullspace, np.float64)
         impedance = package().controllers.CartesianImpedance(impedance=np.diag(stiffness), damping_ratio=ratio)
         self.vendor.start_controller(impedance)
         return impedance
@@ -96,8 +99,7 @@ class PandaRobot(Arm):
         part = lead[3:]  # the vector part of the quaternion that leads
         part = part * min(1.0, LEAD_MAX / max(float(np.linalg.norm(part)), 1e-9))
         turn = np.append(part, np.sqrt(1.0 - float(part @ part)))
-        rest = () if self.settings.nullspace_q is None else (np.asarray(self.settings.nullspace_q, np.float64),)
-        self.controller.set_control(ee.position + lead[:3], frames.quat_multiply(turn, ee.quaternion), *rest)
+        self.controller.set_control(ee.position + lead[:3], frames.quat_multiply(turn, ee.quaternion), self._rest)
 
     def _complaint(self) -> None:
         self.vendor.raise_error()
