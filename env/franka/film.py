@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 from pathlib import Path
 
 import numpy as np
 
 _PATIENCE = 10.0  # seconds for the encoder to end
+
+
+@functools.cache
+def encoder() -> str:
+    """Where ffmpeg is. To be asked once before a robot moves: looking for it holds the interpreter up. Raises ``OSError``."""
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise OSError(f"no ffmpeg: {error}") from error
 
 
 class Film:
@@ -43,10 +55,8 @@ class Film:
             raise OSError(f"{self._path}: ffmpeg ended with {code}: {said[-300:] or 'no message'}")
 
     def _start(self, width: int, height: int) -> subprocess.Popen[bytes]:
-        import imageio_ffmpeg
-
         command = [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+            encoder(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
             "-r", str(self._fps), "-i", "-", "-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-tune", "zerolatency",
             "-crf", "18", "-threads", "1", "-g", str(round(self._fps)), "-movflags", "+frag_keyframe+empty_moov+default_base_moof", str(self._path),
         ]  # fmt: skip

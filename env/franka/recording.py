@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from env.franka import episode as files
-from env.franka.film import Film
+from env.franka.film import Film, encoder
 from env.franka.latency import summarize, write_picture
 from env.franka.rows import GrowingFile, RowLog, atomically
 from env.franka.types import Clock, DeploymentError, Event, Frame, Observation, Tick
@@ -93,6 +93,8 @@ class EpisodeRecorder:
         self._last: Tick | None = None
         self._finished = False
         self._events = GrowingFile(self.folder / files.EVENTS)
+        with contextlib.suppress(OSError):  # whoever wants a film will hear of it
+            encoder()
         self._writer = _Worker("record", _QUEUED, lambda job: job(), self._failed)
         self._films: dict[str, _Worker] = {}
 
