@@ -108,6 +108,8 @@ def loop(unit: FakeControlUnit, piped: bool) -> int:
                         sys.stdout.flush()
             if unit.due() == 0.0:
                 unit.tick()
+            else:
+                unit.linger()
             if pending and not waits(unit):
                 pending = False
                 sys.stdout.write(json.dumps(unit.report()) + "\n")

@@ -132,7 +132,7 @@ class FakeControlUnit:
         self.successes: deque[float] = deque(maxlen=100)
         self.counts = {"commands": 0, "missed": 0, "non_finite": 0, "recoveries": 0}
         self.settings: list[int] = []  # commands that set something, in order
-        self._next = time.perf_counter()
+        self._next = self._lingered = time.perf_counter()
         self._publish()
 
     # ------------------------------------------------------------------------------------------------------- time
@@ -179,6 +179,13 @@ class FakeControlUnit:
         self.state["message_id"] += np.uint64(1)
         self.hand.update(now)
         self._publish()
+
+    def linger(self) -> None:
+        """While time is halted: the last state once more, which a client takes for a sign of life and nothing else."""
+        now = time.perf_counter()
+        if self.permits == 0 and self.motion is not None and now - self._lingered > 0.2 and not self.faults.frozen:
+            self._lingered = now
+            self.link.publish(self.state)
 
     def _answers(self) -> None:
         """Judge the command that came, or did not, for the last state."""
