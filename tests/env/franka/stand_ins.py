@@ -23,7 +23,7 @@ BOX = SafetySettings(low=(0.2, -0.4, 0.02), high=(0.8, 0.4, 0.7), table=None)
 class Arm:
     """Drawn to its target as by impedance, a critically damped unit mass per axis; everything sent is kept in ``sent``.
 
-    ``fail``: raised by ``check``; ``deaf``: its state grows old; ``dead``: every call raises; ``wall``: the force it meets.
+    ``fail``: raised by ``check``; ``deaf``: its state grows old; ``dead``: every call raises; ``blocked``: it cannot move.
     """
 
     name, limits = "arm", PANDA
@@ -34,7 +34,7 @@ class Arm:
         self.joints = np.array(SUITE_HOME)
         self.sent: list[tuple[float, np.ndarray, np.ndarray, np.ndarray]] = []
         self.fail: RobotFault | None = None
-        self.deaf = self.dead = self.running = False
+        self.deaf = self.dead = self.running = self.blocked = False
         self.wrench, self.success = np.zeros(6), 1.0
         self.recoverable, self.starts, self.stops, self.recoveries = True, 0, 0, 0
         self._heard, self._until, self._target = clock.now(), clock.now(), None
@@ -105,6 +105,7 @@ class Arm:
             for _ in range(n):
                 force = self._k * (self._target[0] - self.x) - 2 * math.sqrt(self._k) * self.v
                 self.v = self.v + dt / n * force
+                self.v = np.zeros(3) if self.blocked else self.v
                 self.x = self.x + dt / n * self.v
             self.q = frames.slerp(self.q, self._target[1], min(1.0, 20 * dt))
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from stand_ins import Stage
+from stand_ins import HOME, Stage
 
+from env.franka import frames
 from env.franka.clock import VirtualClock, WallClock
 from env.franka.operator import AlwaysHeld, ScriptedOperator
 from env.franka.recording import EpisodeRecorder
 from env.franka.runner import RunnerSettings
+from env.franka.safety import SafetySettings
 from env.franka.types import DeploymentError, RobotFault
 
 GO = np.array([0.35, 0.2, 0.3, 0.05, 0.0, 0.1, -1.0])  # a good speed, in the box for as long as a test lasts
@@ -209,6 +211,39 @@ def test_a_fault_is_recovered_from_with_a_persons_word_three_times():
     # the target begins where the robot is, and fades in
     restart = next(i for i, (t, *_) in enumerate(stage.arm.sent) if t > 1.4)
     assert np.linalg.norm(stage.arm.sent[restart][3][:3]) < 0.01
+
+
+def test_what_the_whole_stack_sends_is_in_the_box_on_the_leash_and_within_the_caps():
+    """Full speed this way and that, and something in the way now and then."""
+    rng = np.random.default_rng(3)
+    table = HOME.position[2] - 0.05
+    safety = SafetySettings(low=(0.35, -0.06, 0.0), high=(0.6, 0.05, 0.7), table=table, tilt=0.3, yaw=(-0.3, 0.3))
+    say = lambda k: np.r_[rng.choice([-1e9, -1, 1, 3], 6), -1.0]  # noqa: E731
+    stage = Stage(say, lambda c: AlwaysHeld(), safety=safety, settings=RunnerSettings(speed_scale=1.0, max_steps=160))
+    near, inside = [], []
+    state = stage.arm.state
+    send = stage.arm.set_target
+
+    def watch(x, q, twist):
+        measured = state()
+        near.append((np.linalg.norm(x - measured.position), frames.angle_between(q, measured.quaternion)))
+        inside.append(x[2] + frames.lowest_fingertip(q, stage.hand.width))
+        send(x, q, twist)
+
+    stage.arm.set_target = watch
+    for k in range(8):
+        stage.clock.at(0.9 * k + 0.5, lambda: put(arm__blocked=True)(stage))
+        stage.clock.at(0.9 * k + 0.8, lambda: put(arm__blocked=False)(stage))
+    assert stage.run().steps == 160
+    x, twist = (np.array([s[k] for s in stage.arm.sent]) for k in (1, 3))
+    assert (x >= np.array(safety.low) - 1e-9).all() and (x <= np.array(safety.high) + 1e-9).all()
+    assert min(inside) >= table - 1e-9
+    assert np.max(near, 0)[0] <= 20 / 600 and np.max(near, 0)[1] <= 0.15
+    assert np.linalg.norm(twist[:, :3], axis=1).max() <= 0.25 + 1e-9
+    assert np.linalg.norm(twist[:, 3:], axis=1).max() <= 0.6 + 1e-9
+    # each stage had its part, and says so
+    assert {"clip", "workspace", "table", "tilt", "yaw", "leash"} <= set(stage.memory.names())
+    assert np.ptp(x, 0).min() > 0.05
 
 
 def test_a_gripper_that_is_jammed_is_an_event_and_no_fall():
