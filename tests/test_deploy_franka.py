@@ -137,11 +137,11 @@ def test_a_demonstrator_succeeds_through_the_whole_stack(tmp_path, monkeypatch, 
     """Reference model, safety layer, 250 Hz servo, impedance: nothing of it may be in the way of somebody who knows the task."""
     pytest.importorskip("robosuite")
     monkeypatch.setattr(deploy_franka, "make_policy", lambda cfg: Demonstrator())
-    cfg = composed("lift/deploy_mujoco", f"logdir={tmp_path / 'run'}", "episodes=4", "seed=2000100")
+    cfg = composed("lift/deploy_mujoco", f"logdir={tmp_path / 'run'}", "episodes=3", "seed=2000100")
     result = deploy_franka.deploy(cfg)
-    assert result["success_rate"] == 1.0 and [e["verdict"] for e in result["episodes"]] == ["success"] * 4
+    assert result["success_rate"] == 1.0 and [e["verdict"] for e in result["episodes"]] == ["success"] * 3
     written = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert written["episodes"][3]["seed"] == 2000103 and written["success_interval"][0] == pytest.approx(0.51, abs=0.01)
+    assert written["episodes"][2]["seed"] == 2000102 and written["success_interval"][0] == pytest.approx(0.44, abs=0.01)
     episode = read_episode(tmp_path / "run" / "episode_002")
     assert episode.about["score"] == 1.0 and episode.about["seed"] == 2000102
     assert len(episode) == written["episodes"][2]["steps"] > 20
@@ -150,7 +150,7 @@ def test_a_demonstrator_succeeds_through_the_whole_stack(tmp_path, monkeypatch, 
     )
     assert 1e-3 < lag.mean() < 0.03 and lag.max() < 0.06
     shown = capsys.readouterr().out
-    assert "episode   4/4  seed 2000103  success" in shown and "success   1.000 [0.510, 1.000]" in shown
+    assert "episode   3/3  seed 2000102  success" in shown and "success   1.000 [0.4" in shown
 
 
 @pytest.mark.robomimic

@@ -17,6 +17,7 @@ from env.franka.frames import angle_between, exp_quat, quat_multiply
 from env.franka.robot_mujoco import MujocoRobot
 from env.franka.types import ControlSettings, DeploymentError, Gripper, Robot, RobotFault
 from env.registry import family
+from env.video import working_backend
 
 pytestmark = pytest.mark.robomimic
 STIFF = ControlSettings(stiffness=(600.0, 30.0), collision_force=60.0, collision_torque=60.0)
@@ -217,3 +218,27 @@ def test_what_is_refused(lift, clock):
     assert not lift.recover()
     lift.reset(1)
     lift.check()
+
+
+@pytest.mark.mujoco
+@pytest.mark.skipif(working_backend()[0] is None, reason=f"no OpenGL: {working_backend()[1]}")
+def test_its_cameras_give_the_images_of_training(clock):
+    robot = MujocoRobot(clock, law="osc")
+    venv = EngineVectorEnv(
+        family("lift"), 1, 3, 50, n_threads=1, cameras=["robot0_eye_in_hand"], image_size=(48, 48), renderer="gl"
+    )
+    view = robot.view("robot0_eye_in_hand", (48, 48), "balanced", "gl")
+    try:
+        for seed in (3, 2000011):  # cubes of different sizes
+            robot.reset(seed)
+            expected = venv.reset([seed])["rgb"][0, 0]
+            np.testing.assert_array_equal(view(), expected.transpose(1, 2, 0))
+            chunk = np.random.default_rng(seed).uniform(-1, 1, (3, 7)).astype(np.float32)
+            for action in chunk:
+                robot.act(action)
+            before, expected = expected, venv.step(chunk[None]).obs["rgb"][0, 0]
+            assert (before != expected).mean() > 0.1
+            np.testing.assert_array_equal(view(), expected.transpose(1, 2, 0))
+    finally:
+        view.close()
+        venv.close()
