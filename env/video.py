@@ -1,9 +1,9 @@
-"""Videos of MuJoCo states, rendered where they cannot hurt: in a child process with a deadline.
+"""Videos of MuJoCo states, drawn by OpenGL where it cannot hurt, or without it.
 
 OpenGL hangs after a fork, crashes at exit while a thread renders, and is simply absent on many servers. So a
-model and a sequence of ``qpos`` are handed to ``video_worker.py`` in a fresh interpreter, which tries EGL and
-then OSMesa (both render in software where there is no GPU). If none works, ``render_video`` logs what to
-install and returns nothing: a training run never dies of a video.
+model and a sequence of ``qpos`` are handed to ``video_worker.py`` in a fresh interpreter with a deadline, which tries EGL and
+then OSMesa (both render in software where there is no GPU). If none works, this project's own rasteriser draws
+(``engine/raster.py``; no shadows). A training run never dies of a video: ``render_video`` logs what went wrong and returns nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,9 @@ from env.errors import EnvError
 
 log = logging.getLogger(__name__)
 
-ADVICE = (
-    "MuJoCo cannot render on this machine, so no videos are made. On Debian or Ubuntu, "
-    "`apt-get install libegl1 libgles2 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa) is enough; "
-    "no GPU is needed. "
-)
 _GIF_MAX_FPS = 12.5  # a GIF frame lasts a whole number of 10 ms; more frames only make it heavier
 _GIF_MAX_FRAMES, _GIF_COLOURS = 100, 64  # the MP4 is for looking closely
+_ALL = (0, 1, 2)  # geom groups that MuJoCo draws unless told otherwise
 _PROBE_SECONDS = 60.0
 _ENCODE_SECONDS = 60.0
 _PROBE_XML = (
@@ -110,19 +106,18 @@ def render_frames(
 
     ``camera`` is a camera of the model; None takes "frontview" where there is one, else a free camera that sees
     everything. ``geom_groups`` are the groups drawn (robosuite's visual geoms are group 1, its collision geoms
-    group 0); None is MuJoCo's default. ``timeout_s`` is the deadline of the child; None allows 60 s and half a
+    group 0); None is MuJoCo's default. ``timeout_s`` is the deadline of OpenGL's process; None allows 60 s and half a
     second per frame of 320x240 pixels.
 
-    Raises ``RenderError`` where nothing can render here or the deadline passes, ``EnvError`` for a wrong shape,
-    NaN or camera.
+    Raises ``RenderError`` where OpenGL fails or the deadline passes, ``EnvError`` for a wrong shape, NaN or camera.
     """
     qpos = _checked_qpos(model, qpos)
     camera = _checked_camera(model, camera)
     if min(width, height) < 1:
         raise EnvError(f"A video needs at least one pixel each way, found width={width}, height={height}.")
-    backend, reasons = working_backend()
+    backend, _ = working_backend()
     if backend is None:
-        raise RenderError(ADVICE + reasons)
+        return _draw_natively(model, qpos, camera, (height, width), _ALL if geom_groups is None else geom_groups)
     if timeout_s is None:
         timeout_s = 60.0 + 0.5 * len(qpos) * max(1.0, width * height / (320 * 240))
     job = {
@@ -132,12 +127,6 @@ def render_frames(
         "geom_groups": None if geom_groups is None else list(geom_groups),
     }
     return _render_in_child(model, qpos, job, backend, timeout_s)
-
-
-def renderer_available() -> tuple[bool, str]:
-    """Whether this machine can render, and what to install if not (else empty); probed once, in a child."""
-    backend, reasons = working_backend()
-    return backend is not None, "" if backend is not None else ADVICE + reasons
 
 
 def write_mp4(frames: np.ndarray, path: str | os.PathLike[str], fps: float) -> None:
@@ -213,6 +202,23 @@ def _render_in_child(
             what=backend or "renderer",
         )
         return np.load(folder / "frames.npy", allow_pickle=False)
+
+
+def _draw_natively(
+    model: mujoco.MjModel, qpos: np.ndarray, camera: str | None, size: tuple[int, int], geom_groups: Sequence[int]
+) -> np.ndarray:
+    from env.engine.native_threads import FREE_CAMERA, NativeThreads  # its kernels are of no use to OpenGL
+    from env.engine.pool import pose_of, usable_cores
+
+    data, poses = mujoco.MjData(model), np.empty((len(qpos), model.nbody, 7))
+    for row, pose in zip(qpos, poses, strict=True):
+        data.qpos[:] = row
+        mujoco.mj_kinematics(model, data)
+        pose[:] = pose_of(data)
+    eye = FREE_CAMERA if camera is None else model.camera(camera).id
+    images = np.empty((len(qpos), 3, *size), np.uint8)
+    NativeThreads(model, [eye], size, "balanced", usable_cores(), geom_groups).draw(poses, [()] * len(poses), images)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
 
 
 def _child_environment(backend: str) -> dict[str, str]:

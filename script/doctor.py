@@ -43,7 +43,7 @@ def guarded(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]:
 
 def examine(full: bool = False) -> list[Finding]:
     """All findings, in the order of ``SECTIONS``; slow checks run side by side."""
-    order = trials.backends()
+    order = (trials.NATIVE, *trials.backends())
     with ThreadPoolExecutor(len(order) + 1) as pool:
         imported = pool.submit(guarded, "imports", trials.imports)
         drawn = [pool.submit(guarded, backend, lambda b=backend: [trials.render_backend(b)]) for backend in order]
@@ -55,7 +55,7 @@ def examine(full: bool = False) -> list[Finding]:
     findings += guarded("rendering", lambda: trials.rendering(tried))
     working = [finding.item for finding in tried if finding.status == OK]
     if full and working:
-        findings += guarded("lift images", lambda: trials.lift_images("" if working[0] == "default" else working[0]))
+        findings += guarded("lift images", lambda: trials.lift_images(working))
     return sorted(findings, key=lambda finding: SECTIONS.index(finding.section))
 
 

@@ -2,7 +2,8 @@
 
 imports          one JSON line per package: its version, seconds, or the error; then torch's GPUs and the kernel cache
 render           one JSON line: the OpenGL renderer and milliseconds per 96x96 image (MUJOCO_GL says which back end)
-lift <quality>   one JSON line: milliseconds per 96x96 image of Lift's wrist camera, as a run would draw it
+native           the same by this project's own renderer, and what env.renderer=auto takes here
+lift <quality> <renderer>   one JSON line: milliseconds per 96x96 image of Lift's wrist camera, as a run would draw it
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = ("numpy", "torch", "numba", "mujoco", "h5py", "hydra", "gymnasium", "robosuite", "imageio_ffmpeg")
@@ -40,7 +42,7 @@ def imports() -> None:
         started = time.perf_counter()
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                module = importlib.import_module(name)
+                module = load(name)
             say(package=name, version=str(getattr(module, "__version__", "")), seconds=time.perf_counter() - started)
         except BaseException as error:  # whatever an installation gone wrong raises, SystemExit included
             say(package=name, error=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -49,6 +51,16 @@ def imports() -> None:
             part()
         except Exception as error:
             say(part=part.__name__, error=f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def load(name: str) -> Any:
+    """The package as runs import it: robosuite without OpenCV, which needs libGL."""
+    if name != "robosuite":
+        return importlib.import_module(name)
+    sys.path.insert(0, str(ROOT))
+    from env.robomimic.suite import import_robosuite
+
+    return import_robosuite()
 
 
 def gpus() -> None:
@@ -70,15 +82,21 @@ def kernels() -> None:
     sys.path.insert(0, str(ROOT))
     from env.engine.library import kernel_folder
 
-    folders = {name: kernel_folder(str(ROOT / name)) for name in ("env/engine/osc.py", "env/robomimic/lift.py")}
-    compiled = all(any(Path(folder).glob("**/*.nbc")) for folder in folders.values())
-    say(part="kernels", folder=str(Path(folders["env/engine/osc.py"]).parent), compiled=compiled)
+    folder = str(Path(kernel_folder(str(ROOT / "env/engine/osc.py"))).parent)
+    say(part="kernels", folder=folder, compiled=compiled("env/engine/osc.py") and compiled("env/robomimic/lift.py"))
 
 
-def render() -> None:
-    """Draw a small scene of boxes and balls."""
+def compiled(module: str, names: str = "*") -> bool:
+    """Whether kernels of this source file's folder have been kept, some of them with such ``names``."""
+    sys.path.insert(0, str(ROOT))
+    from env.engine.library import kernel_folder
+
+    return any(Path(kernel_folder(str(ROOT / module))).glob(f"**/{names}.nbc"))
+
+
+def scene() -> tuple[Any, Any]:
+    """A small scene of boxes and balls: model and data."""
     import mujoco
-    import numpy as np
 
     things = "".join(
         f"<geom type='{kind}' size='.1 .1 .1' pos='{x / 4} {y / 4} .1' rgba='{0.5 + x / 8} .3 {0.5 + y / 8} 1'/>"
@@ -88,6 +106,15 @@ def render() -> None:
     model = mujoco.MjModel.from_xml_string(SCENE.format(things))
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
+    return model, data
+
+
+def render() -> None:
+    """Draw it with OpenGL."""
+    import mujoco
+    import numpy as np
+
+    model, data = scene()
     renderer = mujoco.Renderer(model, SIZE, SIZE)
     times, image = [], np.zeros(0)
     for _ in range(FRAMES):
@@ -109,7 +136,35 @@ def _renderer_name() -> str:
         return ""
 
 
-def lift(quality: str) -> None:
+def native() -> None:
+    """Draw it without."""
+    sys.path.insert(0, str(ROOT))
+    import numpy as np
+
+    from env.engine.native_threads import NativeThreads
+    from env.engine.pool import pose_of
+    from env.engine.renderers import resolve
+
+    said = f"this project's own; env.renderer=auto takes {resolve('auto')} for new policies"
+    if not compiled("env/engine/raster.py", "raster_view.*"):
+        say(ms=None, renderer=f"{said}; it is compiled at its first use (a minute)")
+        return
+    model, data = scene()
+    threads, images, times = (
+        NativeThreads(model, [0], (SIZE, SIZE), "balanced", 1, (0,)),
+        np.zeros((1, 3, SIZE, SIZE), np.uint8),
+        [],
+    )
+    for _ in range(FRAMES):
+        started = time.perf_counter()
+        threads.draw(pose_of(data)[None], [()], images)
+        times.append(time.perf_counter() - started)
+    if images.max() == images.min():
+        raise RuntimeError("the image is blank")
+    say(ms=1000.0 * statistics.median(times), renderer=said)
+
+
+def lift(quality: str, renderer: str) -> None:
     """The wrist camera of Lift, one thread."""
     sys.path.insert(0, str(ROOT))
     import numpy as np
@@ -122,7 +177,7 @@ def lift(quality: str) -> None:
     start = task.draw(np.random.default_rng(0))
     simulations = Simulations(task, 1, n_threads=1)
     simulations.begin([0], start[None])
-    pool = CameraPool(task, ["robot0_eye_in_hand"], (SIZE, SIZE), quality, 1)
+    pool = CameraPool(task, ["robot0_eye_in_hand"], (SIZE, SIZE), quality, 1, renderer)
     images, looks, pose = [np.zeros(pool.image_shape, np.uint8)], [pool.appearance(start)], pose_of(simulations.data[0])
     times = []
     for _ in range(FRAMES):
@@ -135,6 +190,6 @@ def lift(quality: str) -> None:
 
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "script"]
-    {"imports": imports, "render": render, "lift": lambda: lift(sys.argv[2])}[sys.argv[1]]()
+    {"imports": imports, "render": render, "native": native, "lift": lambda: lift(*sys.argv[2:])}[sys.argv[1]]()
     sys.__stdout__.flush()
     os._exit(0)  # OpenGL drivers have been seen to crash in their exit handlers

@@ -14,6 +14,7 @@ from pathlib import Path
 from script.doctor_checks import BAD, GIB, NOTE, OK, ROOT, SET_UP, WARN, Finding, writable
 
 DEADLINE = 12.0  # s, for a child process; the whole takes little longer
+NATIVE = "native"  # this project's own renderer, beside OpenGL's back ends
 RENDERERS = "libegl1 libgles2 libgl1-mesa-dri libosmesa6"
 
 
@@ -101,15 +102,17 @@ def _kernels(fact: dict | None) -> list[Finding]:
 
 
 def render_backend(backend: str, deadline: float = DEADLINE) -> Finding:
-    """Draw with ``backend`` ("egl", "osmesa"; empty: MuJoCo's own choice) and say how long an image takes."""
-    environment = dict(os.environ, LP_NUM_THREADS="0")
-    if backend:
+    """Draw with ``backend`` (NATIVE, "egl", "osmesa"; empty: MuJoCo's own choice) and say how long an image takes."""
+    environment, native = dict(os.environ, LP_NUM_THREADS="0"), backend == NATIVE
+    if backend and not native:
         environment |= {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    facts, error = run_probe(["render"], environment, deadline)
+    facts, error = run_probe([NATIVE if native else "render"], environment, deadline)
     name = backend or "default"
     if error or not facts:
         return Finding("rendering", name, NOTE, f"does not work: {error or 'it said nothing'}"[:160])
     fact = facts[-1]
+    if fact["ms"] is None:
+        return Finding("rendering", name, OK, fact["renderer"])
     return Finding(
         "rendering", name, OK, f"{fact['ms']:.1f} ms per 96x96 image of a small scene ({fact['renderer'] or '?'})"
     )
@@ -124,9 +127,10 @@ def backends(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 
 def rendering(tried: list[Finding], environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """The verdict on all back ends: which one runs will use, or what to install."""
+    """The verdict on all that was tried: what will draw videos, or what to install."""
     working = [finding for finding in tried if finding.status == OK]
     chosen = environment.get("MUJOCO_GL", "")
+    first = next((f.item for f in working if f.item != NATIVE), NATIVE)
     if not working:
         late = all("no answer" in finding.found for finding in tried)
         mend = "try again when the machine is less busy" if late else _install(RENDERERS)
@@ -134,21 +138,22 @@ def rendering(tried: list[Finding], environment: Mapping[str, str] = os.environ)
             "rendering", "images and videos", WARN, "nothing can draw here: state policies only, no videos", mend
         )
     elif chosen and chosen.lower() not in ("egl", "osmesa"):
-        said = f"MUJOCO_GL={chosen} is not one for servers; runs use {working[0].item}"
+        said = f"MUJOCO_GL={chosen} is not one for servers; videos are drawn with {first}"
         verdict = Finding("rendering", "images and videos", NOTE, said, "unset MUJOCO_GL")
     else:
-        verdict = Finding("rendering", "images and videos", OK, f"drawn with {working[0].item}")
+        told = "" if first != NATIVE else "; policies that were trained on OpenGL's images see native's here"
+        verdict = Finding("rendering", "images and videos", OK, f"videos are drawn with {first}{told}")
     return [*tried, verdict]
 
 
-def lift_images(backend: str, deadline: float = 180.0) -> list[Finding]:
-    """What Lift's images cost, in every quality (takes a minute)."""
-    environment = dict(os.environ, **({"MUJOCO_GL": backend} if backend else {}))
+def lift_images(working: list[str], deadline: float = 180.0) -> list[Finding]:
+    """What Lift's images cost, in every quality, by our own renderer and by the first OpenGL that is ``working`` (takes a minute)."""
     findings = []
-    for quality in ("faithful", "balanced", "fast"):
-        facts, error = run_probe(["lift", quality], environment, deadline)
-        said = f"{facts[-1]['ms']:.1f} ms per 96x96 image of Lift's wrist camera" if facts and not error else error
-        findings.append(Finding("rendering", quality, OK if facts and not error else WARN, said))
+    for renderer in sorted({NATIVE if name == NATIVE else "gl" for name in working}, reverse=True):
+        for quality in ("faithful", "balanced", "fast"):
+            facts, error = run_probe(["lift", quality, renderer], os.environ, deadline)
+            said = f"{facts[-1]['ms']:.1f} ms per 96x96 image of Lift's wrist camera" if facts and not error else error
+            findings.append(Finding("rendering", f"{renderer}, {quality}", OK if facts and not error else WARN, said))
     return findings
 
 

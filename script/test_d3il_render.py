@@ -23,7 +23,7 @@ from env.d3il.avoiding_expert import AvoidingExpert  # noqa: E402
 from env.d3il.field import MODES  # noqa: E402
 from env.errors import EnvError  # noqa: E402
 from env.registry import make_vector_env  # noqa: E402
-from env.video import render_frames, renderer_available  # noqa: E402
+from env.video import render_frames  # noqa: E402
 
 CAMERAS = ("field", "above")
 
@@ -62,9 +62,6 @@ def main(argv: list[str] | None = None) -> None:
             raise EnvError(
                 "expected a mode like 1 2 5 (0-1, 2-4, 5-8), steps from 0 on, and a size of 16 to 1024 pixels"
             )
-        available, advice = renderer_available()
-        if not available:
-            raise EnvError(advice)
         model, qpos = motion(tuple(args.mode), max(*args.steps, 1))
         frames = render_frames(model, qpos[list(args.steps)], args.camera, args.size, args.size, VISUAL_GEOMS)
     except EnvError as error:

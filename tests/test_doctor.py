@@ -255,8 +255,11 @@ def test_render_verdicts(monkeypatch):
     works, fails = Finding("rendering", "osmesa", OK, "3 ms"), Finding("rendering", "egl", NOTE, "does not work: x")
     monkeypatch.setattr(checks.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
-    verdict = trials.rendering([fails, works], {})[-1]
-    assert (verdict.status, verdict.found) == (OK, "drawn with osmesa")
+    native = Finding("rendering", trials.NATIVE, OK, "1 ms")
+    verdict = trials.rendering([native, fails, works], {})[-1]
+    assert (verdict.status, verdict.found) == (OK, "videos are drawn with osmesa")
+    verdict = trials.rendering([native, fails], {})[-1]
+    assert verdict.status == OK and verdict.found.startswith("videos are drawn with native; policies that were trained")
     verdict = trials.rendering([fails], {})[-1]
     assert verdict.status == WARN and verdict.mend == f"sudo apt-get install -y {trials.RENDERERS}"
     verdict = trials.rendering([works], {"MUJOCO_GL": "glfw"})[-1]

@@ -12,7 +12,6 @@ from torch import nn
 
 from agent.eval.evaluate import evaluate
 from env.protocol import StepResult, VectorEnv
-from env.video import renderer_available
 from env.video_grid import Episode, render_grid
 
 log = logging.getLogger(__name__)
@@ -27,14 +26,10 @@ def record_video(policy: nn.Module, venv: VectorEnv, seeds: Sequence[int], path:
     """Run the episodes of ``seeds`` and show them side by side in one video (MP4 and GIF; ``env/video_grid.py``).
 
     Returns:
-        the GIF's path; None where nothing can render here (said once in the log, with what to install) or the environment keeps no motion.
+        the GIF's path; None where it cannot be drawn or written, or the environment keeps no motion (the log says so).
     """
     if not hasattr(venv, "record"):
         log.warning("no video: %s does not record its motion", type(venv).__name__)
-        return None
-    available, advice = renderer_available()
-    if not available:
-        log.warning("no video: %s", advice)
         return None
     watched = _Watched(venv)
     venv.record(list(range(min(len(seeds), venv.n_envs))))

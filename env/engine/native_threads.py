@@ -13,7 +13,9 @@ import mujoco
 import numpy as np
 
 from env.engine.camera_renderer import QUALITIES, Appearance
-from env.engine.raster import Rasterizer, RasterScene
+from env.engine.raster import FREE_CAMERA, Rasterizer, RasterScene
+
+__all__ = ["FREE_CAMERA", "NativeThreads"]
 
 GROUPS = (1, 2)  # robosuite shows visual geoms; collision geoms are in group 0
 

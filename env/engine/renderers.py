@@ -17,7 +17,6 @@ from env.video import RenderError, working_backend
 
 AUTO, NATIVE, GL = "auto", "native", "gl"
 RENDERERS = (AUTO, NATIVE, GL, "egl", "osmesa")
-_NATIVE_DRAWS = False  # env.engine.raster is being written
 
 
 def resolve(name: str | None, trained_on: str | None = None) -> str:
@@ -35,7 +34,7 @@ def resolve(name: str | None, trained_on: str | None = None) -> str:
         return name
     if trained_on == GL:
         return GL if working_backend()[0] is not None else NATIVE
-    return GL if trained_on is None and (not _NATIVE_DRAWS or gpu_draws()) else NATIVE
+    return GL if trained_on is None and gpu_draws() else NATIVE
 
 
 def kind_of(renderer: str) -> str:

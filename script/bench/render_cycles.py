@@ -25,7 +25,7 @@ import mujoco
 import numpy as np
 from env.engine.cameras import CameraPool, pose_of
 
-XML = '''<mujoco><worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 .1" group="1"/>
+XML = '''<mujoco><worldbody><light pos="0 0 3" castshadow="false"/><geom type="plane" size="1 1 .1" group="1"/>
 <body pos="0 0 .3"><freejoint/><geom type="sphere" size=".2" rgba="1 0 0 1" group="1"/></body>
 <camera name="eye" pos="0 -2 1" xyaxes="1 0 0 0 .5 1"/></worldbody></mujoco>'''
 

@@ -10,7 +10,9 @@ import torch
 
 from agent.eval import video
 from agent.finetune.finetune import FinetuneAgent
+from env import video_grid
 from env.engine.batch import EngineVectorEnv
+from env.errors import EnvError
 from model.types import Sample
 from tests.env.slider import Slider
 from tests.point_mass import PointMass
@@ -35,7 +37,6 @@ class Push(torch.nn.Module):
 def drawn(monkeypatch):
     """Calls of ``render_grid`` instead of pictures."""
     calls = []
-    monkeypatch.setattr(video, "renderer_available", lambda: (True, ""))
     monkeypatch.setattr(
         video, "render_grid", lambda *args: calls.append(args) or [args[2], args[2].with_suffix(".gif")]
     )
@@ -83,11 +84,15 @@ def test_a_task_that_is_never_solved_shows_its_returns(drawn, tmp_path):
 
 def test_no_renderer_or_no_motion_is_a_warning(monkeypatch, tmp_path, caplog):
     assert video.record_video(Push(), PointMass(), [1], tmp_path / "a.mp4") is None
-    monkeypatch.setattr(video, "renderer_available", lambda: (False, "install EGL"))
+
+    def fails(*_arguments):
+        raise EnvError("the driver sleeps")
+
+    monkeypatch.setattr(video_grid, "render_frames", fails)
     venv = EngineVectorEnv(Slider(), 1, 3, LIMIT)
     assert video.record_video(Push(), venv, [1], tmp_path / "a.mp4") is None
     venv.close()
-    assert "does not record" in caplog.text and "install EGL" in caplog.text
+    assert "does not record" in caplog.text and "the driver sleeps" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,6 @@ def test_a_policy_goes_on_seeing_what_it_was_trained_on_or_is_said_not_to(
 def test_who_draws_for_a_policy_that_does_not_say_or_is_not_there(monkeypatch):
     monkeypatch.setattr(renderers, "working_backend", lambda renderer="gl": ("egl", ""))
     monkeypatch.setattr(renderers, "gpu_draws", lambda: False)
-    monkeypatch.setattr(renderers, "_NATIVE_DRAWS", True)
     assert images.settled({"config": {}}, runs.eval_config())[1]["renderer"] == "gl"  # published: robosuite's own
     record, env = images.settled({}, runs.finetune_config())  # from random weights: nothing to go by but the machine
     assert env["renderer"] == "native"

@@ -27,7 +27,6 @@ def machine(monkeypatch):
             return backend
 
         monkeypatch.setattr(renderers, "gpu_of_this_worker", lambda: "0" if gpu else None)
-        monkeypatch.setattr(renderers, "_NATIVE_DRAWS", True)
         monkeypatch.setattr(renderers, "find_library", lambda name: "libEGL_nvidia.so.0" if nvidia_gl else None)
         monkeypatch.setattr(renderers, "choose_backend", choose)
         monkeypatch.setattr(renderers, "working_backend", lambda renderer="gl": (backend, ""))

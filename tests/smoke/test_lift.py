@@ -13,7 +13,6 @@ import pytest
 from agent.dataset.demos import read_demos
 from env.normalizer import Normalizer
 from env.registry import make_vector_env
-from env.video import renderer_available
 from script import collect_demos
 
 pytest.importorskip("robosuite")
@@ -73,7 +72,9 @@ def test_killed_on_the_real_simulator_and_resumed(pretrained):
     base = f"base_policy_path={pretrained / 'pre' / 'checkpoint' / 'state_2.pt'}"
     whole, cut = pretrained / "whole", pretrained / "cut"
     call(run("finetune", whole, base, *TINY_FINETUNE))
-    process = subprocess.Popen(run("finetune", cut, base, *TINY_FINETUNE), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        run("finetune", cut, base, *TINY_FINETUNE), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if (cut / "metrics.jsonl").exists() and len((cut / "metrics.jsonl").read_text().splitlines()) >= 2:
@@ -86,7 +87,7 @@ def test_killed_on_the_real_simulator_and_resumed(pretrained):
     results = [json.loads((x / "result.json").read_text()) for x in (whole, cut)]
     assert results[0]["after"]["returns"] == results[1]["after"]["returns"]
     assert (whole / "learning_curve.png").exists()
-    assert bool(results[0]["video"]) == renderer_available()[0]
+    assert results[0]["video"]  # with OpenGL or without
 
 
 def test_an_environment_as_a_door_for_others():
