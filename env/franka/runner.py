@@ -229,6 +229,8 @@ class EpisodeRunner(StateMachine):
             if not shadow:
                 self._robot.start()
             self._servo.begin(self._robot.state())
+        except DeploymentError:
+            raise
         except Exception as error:  # noqa: BLE001  as in the servo
             self._on_fault(as_fault(error))
             return

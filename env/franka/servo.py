@@ -18,7 +18,7 @@ import numpy as np
 from env.franka import dynamics, guards
 from env.franka.reference import Reference, ReferenceSettings
 from env.franka.safety import GO, STOP, SafetyMonitor, Verdict
-from env.franka.types import Clock, ControlSettings, Robot, RobotFault, RobotState
+from env.franka.types import Clock, ControlSettings, DeploymentError, Robot, RobotFault, RobotState
 
 _PRIORITY = 20  # of the servo's thread among real-time ones; a driver's own is higher
 _LONGEST = 0.02  # s of the reference's time in one tick: after a stall it goes on where it was, it does not catch up
@@ -58,7 +58,15 @@ class Servo:
         self.last = math.nan  # when that was
 
     def begin(self, state: RobotState) -> None:
-        """Stream from the pose that is measured."""
+        """Stream from the pose that is measured. Raises ``DeploymentError`` where that is none the robot may be in."""
+        settings = self._monitor.settings
+        low, high = guards.walls(state.quaternion, self.width, settings, clearance=0.0)
+        if not ((state.position >= low) & (state.position <= high)).all():
+            raise DeploymentError(
+                f"the grip site is at {np.round(state.position, 3)} (base frame, m), outside of the workspace from {np.round(low, 3)} to "
+                f"{np.round(high, 3)} (the floor: no fingertip below the table at {settings.table}). Move the robot, or change safety.low, "
+                f"safety.high or safety.table."
+            )
         with self.lock:
             self.state, self._until, self.last = state, self._clock.now(), self._clock.now()
             self.reference = Reference(state.position, state.quaternion, self._settings)

@@ -276,6 +276,17 @@ def test_an_episode_ends_where_the_task_is_solved_and_another_may_follow():
         stage.runner.run(stage.memory)
 
 
+def test_an_episode_does_not_begin_outside_of_the_workspace():
+    stage = Stage(
+        lambda k: np.zeros(7),
+        lambda c: AlwaysHeld(),
+        safety=dataclasses.replace(SAFE, table=None, high=(0.4, 0.3, 0.5)),
+    )
+    with pytest.raises(DeploymentError, match="outside of the workspace"):
+        stage.run()
+    assert not stage.arm.sent and not stage.arm.running
+
+
 def test_what_is_wrong_in_our_own_code_stops_the_robot_and_is_raised():
     stage = Stage(lambda k: np.zeros(7), lambda c: AlwaysHeld(), settings=RunnerSettings(max_steps=9))
     stage.runner._builder.build = lambda *a: 1 / 0
