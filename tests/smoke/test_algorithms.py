@@ -226,3 +226,8 @@ def test_ppo_that_tunes_fewer_and_fewer_steps(base, tmp_path):
         f"base_policy_path={whole['checkpoint']}", "n_episodes=23", "eval_seed=2000000", f"logdir={tmp_path / 'eval'}"
     )
     assert EvalAgent(evaluation).run()["returns"] == whole["after"]["returns"]
+
+
+def test_nobody_runs_but_the_loop():
+    folder = runs.ROOT / "agent" / "finetune"
+    assert [file.name for file in sorted(folder.glob("*.py")) if "def run(" in file.read_text()] == ["finetune.py"]
