@@ -82,6 +82,8 @@ def deploy(cfg: Mapping[str, Any]) -> dict[str, Any]:
         stack.callback(cell.close)
         builder = ObservationBuilder(policy.spec, policy.normalizer, cell.world, cell.object_pose, cell.fits)
         steps = settings.steps(policy.max_episode_steps)
+        if cfg["robot"]["kind"] == "replay":
+            steps = min(steps, len(cell.robot))  # after its end a recording stands still
         if cell.twin is not None and cell.twin.law == "osc":
             episodes = [simulate(cell, builder, policy, cfg["seed"] + i, steps) for i in range(cfg["episodes"])]
         else:
@@ -136,6 +138,7 @@ def run(
     stack.callback(runner.close)
     episodes: list[dict[str, Any]] = []
     about = {"configuration": cfg, "checkpoint": cfg["checkpoint"]}
+    about["checkpoint_sha256"] = getattr(policy, "checkpoint_sha256", None)  # of one that is served elsewhere
     ended: list[str] = []
 
     def stop(reason: str) -> None:

@@ -30,6 +30,10 @@ class ReplayRobot:
         self.targets: list[tuple[float, np.ndarray, np.ndarray]] = []
         self.gripper = ReplayGripper(self, episode.column("deploy/gripper_width"), episode.column("deploy/grasped"))
 
+    def __len__(self) -> int:
+        """Ticks."""
+        return len(self._times)
+
     def connect(self) -> None: ...
 
     def configure(self, settings: ControlSettings) -> None: ...

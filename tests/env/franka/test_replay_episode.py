@@ -40,7 +40,7 @@ class Recorded:
 def test_the_arm_does_what_was_recorded(tmp_path):
     given, clock = record(tmp_path / "e", 13), VirtualClock(50.0)
     robot = ReplayRobot(read_episode(tmp_path / "e"), clock)
-    assert isinstance(robot, Robot) and isinstance(robot.gripper, Gripper)
+    assert isinstance(robot, Robot) and isinstance(robot.gripper, Gripper) and len(robot) == 13
     robot.connect()
     robot.configure(ControlSettings())
     clock.sleep_until(51.0)
