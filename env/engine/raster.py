@@ -73,6 +73,8 @@ class Rasterizer:
             np.ascontiguousarray(v, np.int64)
             for v in (model.geom_bodyid, model.cam_bodyid, model.light_bodyid[self._lit])
         ]
+        self._head = len(facts) - len(self._lit)  # 1 with a headlight, whose light comes first
+        self._frames = {(c, n): self._frame(c, n) for c in self._cameras for n in (4, 1)}
         self._tracks = bool((model.cam_mode != 0).any() or (model.light_mode != 0).any())
         self._data = mujoco.MjData(model) if self._tracks else None
 
@@ -120,12 +122,12 @@ class Rasterizer:
             pose, self._bodies[0], own["geom_pos"], own["geom_quat"], self._posed, self._bodies[1], own["cam_pos"], own["cam_quat"],
             self._cam_pos, self._cam_mat, small,
         )  # fmt: skip
-        head = len(self._posed.light_facts) - len(self._lit)
-        place_lights(pose, self._bodies[2], self._light_pos, self._light_dir, self._posed, head, small)
+        place_lights(pose, self._bodies[2], self._light_pos, self._light_dir, self._posed, self._head, small)
+        self._endless = [(g, self._posed.geom_pos[g].copy(), steps) for g, steps in self._scene.endless]
         if self._tracks:
-            self._track(pose, head)
+            self._track(pose)
 
-    def _track(self, pose: np.ndarray, head: int) -> None:
+    def _track(self, pose: np.ndarray) -> None:
         """Cameras and lights that follow something: MuJoCo knows how."""
         model, data = self._model, self._data
         data.xpos[:], data.xquat[:] = pose[:, :3], pose[:, 3:]
@@ -137,6 +139,7 @@ class Rasterizer:
         mujoco.mj_comPos(model, data)
         mujoco.mj_camlight(model, data)
         self._cam_pos[:-1], self._cam_mat[:-1] = data.cam_xpos, data.cam_xmat
+        head = self._head
         self._posed.light_pos[head:], self._posed.light_dir[head:] = (
             data.light_xpos[self._lit],
             data.light_xdir[self._lit],
@@ -144,19 +147,28 @@ class Rasterizer:
 
     def _seen_by(self, camera: int, per_pixel: int) -> tuple:
         """What the kernels ask for first."""
-        model, mat = self._model, self._cam_mat[camera]
-        if model.vis.headlight.active:
+        mat = self._cam_mat[camera]
+        for plane, middle, steps in self._endless:  # a plane without end moves along with the camera, by whole periods
+            axes = self._posed.geom_mat[plane].reshape(3, 3)
+            along = np.where(steps > 0, (self._cam_pos[camera] - middle) @ axes[:, :2], 0.0)
+            self._posed.geom_pos[plane] = middle + axes[:, :2] @ (
+                2 * steps * np.rint(along / np.maximum(2 * steps, 1e-9))
+            )
+        if self._head:
             self._posed.light_pos[0], self._posed.light_dir[0] = self._cam_pos[camera], -mat[2::3]
+        return self._scene.arrays, self._work, self._posed, self._cam_pos[camera], mat, self._frames[camera, per_pixel]
+
+    def _frame(self, camera: int, per_pixel: int) -> Frame:
+        model, middle = self._model, self._height / 2
         fovy = model.vis.global_.fovy if camera == FREE_CAMERA else model.cam_fovy[camera]
-        tangent, middle = float(np.tan(np.radians(fovy) / 2)), self._height / 2
+        tangent = float(np.tan(np.radians(fovy) / 2))
         near, far = (float(n * model.stat.extent) for n in (model.vis.map.znear, model.vis.map.zfar))
         lens = np.array(
             [self._width / 2, middle, middle / tangent, near, tangent * self._width / self._height, tangent]
         )
-        frame = Frame(
+        return Frame(
             lens, _SAMPLES if per_pixel == 4 else _MIDDLE, self._width, per_pixel * self._height, per_pixel, far
         )
-        return self._scene.arrays, self._work, self._posed, self._cam_pos[camera], mat, frame
 
     def _wear(self, appearance: Appearance) -> None:
         """Change to the appearance of the episode that is drawn next."""

@@ -13,7 +13,7 @@ import numba
 
 from env.engine.library import compiled_lazily
 
-_OPTIONS = {"error_model": "numpy", "_nrt": False, "fastmath": {"contract", "nsz", "arcp"}}
+_OPTIONS = {"error_model": "numpy", "_nrt": False, "fastmath": {"contract", "nsz", "arcp", "nnan"}}
 inlined = numba.njit(forceinline=True, **_OPTIONS)  # becomes part of whoever calls it
 
 

@@ -68,6 +68,18 @@ def survey(depth, frame, tiles):
 
 
 @inlined
+def behind(left, right, low, high, near, frame, tiles):
+    """Whether something small lies behind what is there: between grid lines ``left`` and ``right``, rows ``low`` and ``high``."""
+    shift = 4 if frame.per_pixel == 4 else 2  # a tile has TILE * per_pixel lines
+    left, right, low, high = left >> shift, right >> shift, low >> shift, high >> shift
+    if right > left + 1 or high > low + 1:
+        return False
+    across, near = (frame.width + TILE - 1) // TILE, near * np.float32(1.00001)
+    nearer = near < tiles[low * across + left] and near < tiles[low * across + right]
+    return nearer and near < tiles[high * across + left] and near < tiles[high * across + right]
+
+
+@inlined
 def hidden(screen, n, frame, tiles):
     """Whether a projected cluster lies outside the image, or behind what is there."""
     left, right, low, high, near = screen[0, 0], screen[0, 0], screen[1, 0], screen[1, 0], screen[2, 0]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from env.engine.raster_compile import drawing_kernel, inlined
-from env.engine.raster_cull import hidden, meets, set_planes, survey
+from env.engine.raster_cull import behind, hidden, meets, set_planes, survey
 from env.engine.raster_pose import F_MAP, W_BEHIND, W_MIRRORED
 
 kernel = drawing_kernel(__file__)
@@ -176,7 +176,7 @@ def eye_place(scene, place, item, item_floats, out):
         )
 
 
-@kernel
+@inlined
 def clipped(scene, first, triangle, item, item_floats, lens, eye, polygon):
     """The part of a triangle beyond the near plane, on the screen: rows (x, y, 1 / distance) of ``polygon``; returns how many."""
     for k in range(3):
@@ -199,7 +199,7 @@ def clipped(scene, first, triangle, item, item_floats, lens, eye, polygon):
 
 
 @inlined
-def _fill_cluster(scene, cluster, item, flip, frame, depth, ids, limit, kept, n_kept, screen):
+def _fill_cluster(scene, cluster, item, flip, frame, depth, ids, limit, kept, n_kept, screen, tiles):
     sx, sy, sz = screen[0], screen[1], screen[2]
     first = scene.clusters[cluster, 2]
     for t in range(first, first + scene.clusters[cluster, 3]):
@@ -213,6 +213,8 @@ def _fill_cluster(scene, cluster, item, flip, frame, depth, ids, limit, kept, n_
         low, high = first_and_last(min(ay, by, cy), max(ay, by, cy), frame.per_pixel, frame.rows)
         left, right = first_and_last(min(ax, bx, cx), max(ax, bx, cx), frame.per_pixel, frame.width * frame.per_pixel)
         if low >= high or left >= right:
+            continue
+        if behind(left, right - 1, low, high - 1, max(sz[i], sz[j], sz[k]), frame, tiles):
             continue
         a, b, c, d, e, f, g = (np.float64(ax), np.float64(ay), np.float64(bx), np.float64(by), np.float64(cx), np.float64(cy), np.float64(area))  # fmt: skip
         z0, z1, z2 = np.float64(sz[i]), np.float64(sz[j]), np.float64(sz[k])
@@ -261,18 +263,18 @@ def fill_items(
     survey(depth, frame, tiles)
     for at in range(first, last):
         item, shape = order[at] + shift, scene.items[order[at], 1]
-        behind = item_words[item, W_BEHIND] == 1
-        flip = (item_words[item, W_MIRRORED] == 1) != behind
+        turned = item_words[item, W_BEHIND] == 1
+        flip = (item_words[item, W_MIRRORED] == 1) != turned
         set_planes(item, item_floats, frame.lens, planes)
         if n_kept - surveyed > _OFTEN or (n_kept > surveyed and scene.shapes[shape, 1] >= _BIG):
             survey(depth, frame, tiles)
             surveyed = n_kept
         for c in range(scene.shapes[shape, 0], scene.shapes[shape, 0] + scene.shapes[shape, 1]):
-            seen = meets(scene.boxes, scene.cones, c, planes, item, item_floats, behind)
+            seen = meets(scene.boxes, scene.cones, c, planes, item, item_floats, turned)
             if seen == 1:
                 project(scene, scene.clusters[c, 0], scene.clusters[c, 1], item, item_floats, frame.lens, screen)
                 if not hidden(screen, scene.clusters[c, 1], frame, tiles):
-                    n_kept = _fill_cluster(scene, c, item, flip, frame, depth, ids, limit, kept, n_kept, screen)
+                    n_kept = _fill_cluster(scene, c, item, flip, frame, depth, ids, limit, kept, n_kept, screen, tiles)
             elif seen == 2:
                 n_kept = _fill_cut_cluster(
                     scene,

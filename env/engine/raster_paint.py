@@ -53,7 +53,8 @@ def _sky(scene, cam_mat, lens, column, row):
 
 @kernel
 def paint(scene, frame, ids, kept, item_floats, item_words, lights, records, n_records, colours, triangle):
-    """Colour every sample of ``ids`` that shows something; returns how many ``records`` are in use."""
+    """Colour every sample of ``ids`` that shows something; returns how many ``records`` are in use, and how many samples show nothing."""
+    empty = 0
     per_pixel, width, height = frame.per_pixel, frame.width, frame.rows // frame.per_pixel
     for corner_row in range(0, height, 2):
         for corner_column in range(0, width, 2):
@@ -67,6 +68,7 @@ def paint(scene, frame, ids, kept, item_floats, item_words, lights, records, n_r
                     at = (row * per_pixel + k) * width + column
                     found = ids[at]
                     if found < 0:
+                        empty += 1
                         continue
                     if found != known:
                         known, item, r = found, kept[found, 0], kept[found, 3]
@@ -83,7 +85,7 @@ def paint(scene, frame, ids, kept, item_floats, item_words, lights, records, n_r
                             last_detail = detail_at(scene, texture, laying, records, r, column, row)
                         colour = np.uint32(shade(scene, texture, laying, records, r, column, row, last_detail))
                     colours[at] = colour
-    return n_records
+    return n_records, empty
 
 
 @kernel

@@ -34,12 +34,11 @@ class Scene(NamedTuple):
     x: np.ndarray  # (P,) float32: of places
     y: np.ndarray
     z: np.ndarray
-    attributes: np.ndarray
     clusters: np.ndarray
     boxes: np.ndarray
     cones: np.ndarray
     corners: np.ndarray
-    lit: np.ndarray
+    attributes: np.ndarray
     shapes: np.ndarray  # (S, 2) int32: first cluster, clusters
     items: np.ndarray  # (I, 3) int32: what is drawn, in MuJoCo's order: geom, shape, part
     geom_type: np.ndarray  # (G,) int32
@@ -77,7 +76,21 @@ class RasterScene:
         items = [item for geom in range(model.ngeom) for item in self._items(geom, groups)]
         self.arrays = self._pack(items)
         _say_what_is_missing(model, [item[I_GEOM] for item in items])
+        self.endless = [
+            (item[I_GEOM], self._steps(item[I_GEOM]))
+            for item in items
+            if model.geom_type[item[I_GEOM]] == GEOM.mjGEOM_PLANE and not model.geom_size[item[I_GEOM], :2].all()
+        ]
         del self._pieces, self._numbers, self._drawn
+
+    def _steps(self, geom: int) -> np.ndarray:
+        """By what a plane without end may be moved along its axes, unseen: (2,), 0 where it ends."""
+        model, material = self.model, self.model.geom_matid[geom]
+        repeat = model.mat_texrepeat[material] if material >= 0 else None
+        far = float(model.vis.map.zfar * model.stat.extent)
+        return np.array(
+            [shapes.infinite_step(repeat, k, far) if model.geom_size[geom, k] <= 0 else 0.0 for k in range(2)]
+        )
 
     def _items(self, geom: int, groups: Sequence[int]) -> list[tuple[int, int, int]]:
         """What to draw for ``geom``: (geom, shape, part)."""
@@ -117,31 +130,27 @@ class RasterScene:
 
     def _pack(self, items: list[tuple[int, int, int]]) -> Scene:
         model, pieces = self.model, self._pieces
-        starts = {
-            k: np.cumsum([0, *(len(getattr(p, k)) for p in pieces)])
-            for k in ("places", "attributes", "clusters", "lit")
-        }
+        starts = {k: np.cumsum([0, *(len(getattr(p, k)) for p in pieces)]) for k in ("places", "clusters", "corners")}
         clusters = [
-            p.clusters + np.array([starts["places"][s], 0, starts["lit"][s], 0], np.int32) for s, p in enumerate(pieces)
+            p.clusters + np.array([starts["places"][s], 0, starts["corners"][s], 0], np.int32)
+            for s, p in enumerate(pieces)
         ]
-        lit = [p.lit + np.int32(starts["attributes"][s]) for s, p in enumerate(pieces)]
 
-        def joined(parts: list[np.ndarray], columns: int, dtype: type) -> np.ndarray:
-            return np.concatenate([np.zeros((0, columns), dtype), *parts]).astype(dtype)
+        def joined(parts: list[np.ndarray], columns: tuple[int, ...], dtype: type) -> np.ndarray:
+            return np.concatenate([np.zeros((0, *columns), dtype), *parts]).astype(dtype)
 
-        places = joined([p.places for p in pieces], 3, np.float32)
+        places = joined([p.places for p in pieces], (3,), np.float32)
         mesh = np.maximum(model.geom_dataid, 0)
         has_uv = model.mesh_texcoordadr[mesh] >= 0 if model.nmesh else np.zeros(model.ngeom, bool)
         is_mesh = (model.geom_type == GEOM.mjGEOM_MESH) & (model.geom_dataid >= 0)
         textures = load_textures(model)
         return Scene(
             *(np.ascontiguousarray(places[:, k]) for k in range(3)),
-            joined([p.attributes for p in pieces], 5, np.float32),
-            joined(clusters, 4, np.int32),
-            joined([p.boxes for p in pieces], 6, np.float32),
-            joined([p.cones for p in pieces], 4, np.float32),
-            joined([p.corners for p in pieces], 3, np.uint8),
-            joined(lit, 3, np.int32),
+            joined(clusters, (4,), np.int32),
+            joined([p.boxes for p in pieces], (6,), np.float32),
+            joined([p.cones for p in pieces], (4,), np.float32),
+            joined([p.corners for p in pieces], (3,), np.uint8),
+            joined([p.attributes for p in pieces], (3, 5), np.float32),
             np.stack([starts["clusters"][:-1], np.diff(starts["clusters"])], axis=1).astype(np.int32).reshape(-1, 2),
             np.array(items, np.int32).reshape(-1, 3),
             model.geom_type.astype(np.int32),
@@ -163,7 +172,9 @@ def _materials(model: mujoco.MjModel) -> np.ndarray:
         getattr(model, f"mat_{k}")
         for k in ("rgba", "emission", "specular", "shininess", "reflectance", "texrepeat", "texuniform")
     ]
-    return np.column_stack([np.asarray(c, np.float32) for c in columns])
+    return np.concatenate([np.asarray(c, np.float32).reshape(model.nmat, -1) for c in columns], axis=1).astype(
+        np.float32
+    )
 
 
 def _any_mesh(model: mujoco.MjModel) -> bool:
@@ -204,5 +215,5 @@ def _say_what_is_missing(model: mujoco.MjModel, geoms: Sequence[int]) -> None:
         if present and feature not in _said:
             _said.add(feature)
             _logger.warning(
-                "the native renderer does not draw %s: the image goes without (env.renderer=egl draws them)", feature
+                "the native renderer does not draw %s: the image goes without (env.renderer=gl draws them)", feature
             )

@@ -47,13 +47,13 @@ def _inverse_root(x):
 
 
 @inlined
-def _gleam(half, shine):
-    """``half`` to the power ``shine``; nothing where that shows nowhere."""
+def _gleam(along, square, shine, least):
+    """Cosine ``along`` / sqrt(``square``) to the power ``shine``; nothing where the cosine is below ``least``."""
     if shine <= _NONE:
         return _ONE
-    if half <= _NONE or shine * (_ONE - half) > _DARK:
+    if along <= _NONE or along * along <= least * least * square:
         return _NONE
-    return np.float32(math.exp(shine * np.float32(math.log(half))))
+    return np.float32(math.exp(shine * np.float32(0.5) * np.float32(math.log(along * along / square))))
 
 
 @inlined
@@ -62,6 +62,7 @@ def _light_corner(x, y, z, nx, ny, nz, item, item_floats, lights, colour, corner
     away = _inverse_root(x * x + y * y + z * z)
     gloss, shine = item_floats[item, F_SPECULAR], item_floats[item, F_SHININESS] * _SHINIEST
     ambient = item_floats[item, F_EMISSION] + (_DIM if len(lights) == 0 else _NONE)
+    least = max(_ONE - _DARK / max(shine, _ONE), _NONE)
     red, green, blue, shine_red, shine_green, shine_blue = ambient, ambient, ambient, _NONE, _NONE, _NONE
     for i in range(len(lights)):
         if lights[i, L_SPOT] > _NONE:
@@ -74,7 +75,7 @@ def _light_corner(x, y, z, nx, ny, nz, item, item_floats, lights, colour, corner
                 continue
             strength = _ONE / (lights[i, L_FADE] + square * (nearness * lights[i, L_FADE + 1] + lights[i, L_FADE + 2]))
             if lights[i, L_CUTOFF] > -_ONE:
-                strength *= _gleam(along, lights[i, L_EXPONENT])
+                strength *= _gleam(along, _ONE, lights[i, L_EXPONENT], _NONE)
         else:
             lx, ly, lz, strength = -lights[i, L_AIM], -lights[i, L_AIM + 1], -lights[i, L_AIM + 2], _ONE
         facing = max(nx * lx + ny * ly + nz * lz, _NONE)
@@ -83,8 +84,8 @@ def _light_corner(x, y, z, nx, ny, nz, item, item_floats, lights, colour, corner
         blue += strength * (lights[i, L_AMBIENT + 2] + facing * lights[i, L_DIFFUSE + 2])
         if facing > _NONE and gloss > _NONE:
             hx, hy, hz = lx - x * away, ly - y * away, lz - z * away
-            half = (nx * hx + ny * hy + nz * hz) * _inverse_root(hx * hx + hy * hy + hz * hz)
-            bright = gloss * strength * _gleam(half, shine)
+            along = nx * hx + ny * hy + nz * hz
+            bright = gloss * strength * _gleam(along, hx * hx + hy * hy + hz * hz, shine, least)
             shine_red += bright * lights[i, L_SPECULAR]
             shine_green += bright * lights[i, L_SPECULAR + 1]
             shine_blue += bright * lights[i, L_SPECULAR + 2]
@@ -94,10 +95,11 @@ def _light_corner(x, y, z, nx, ny, nz, item, item_floats, lights, colour, corner
 
 
 @inlined
-def _corner_uv(scene, item, item_floats, item_words, place, attribute, uv, corner):
+def _corner_uv(scene, item, item_floats, item_words, place, triangle, uv, corner):
     laying = item_words[item, W_LAYING]
     if laying == OWN_UV:
-        uv[corner, 0], uv[corner, 1] = scene.attributes[attribute, 3], scene.attributes[attribute, 4]
+        uv[corner, 0] = scene.attributes[triangle, corner, 3]
+        uv[corner, 1] = scene.attributes[triangle, corner, 4]
     elif laying == FLAT_UV:
         uv[corner, 0] = item_floats[item, F_TEXTURE] * scene.x[place] - 0.5
         uv[corner, 1] = item_floats[item, F_TEXTURE + 1] * scene.y[place] - 0.5
@@ -120,7 +122,7 @@ def _weigh(eye, lens, weights):
         weights[k, 2] = -z * volume - weights[k, 0] * lens[0] - weights[k, 1] * lens[1]
 
 
-@kernel
+@inlined
 def describe_triangle(scene, item, triangle, cluster, item_floats, item_words, all_lights, lens, record, work):
     """Fill a triangle's ``record``. ``work`` (4, 3, 3): scratch."""
     eye, weights, colour, uv = work[0], work[1], work[2], work[3]
@@ -128,9 +130,10 @@ def describe_triangle(scene, item, triangle, cluster, item_floats, item_words, a
     first = scene.clusters[cluster, 0]
     textured = item_words[item, W_TEXTURE] >= 0
     for k in range(3):
-        place, attribute = first + scene.corners[triangle, k], scene.lit[triangle, k]
+        place = first + scene.corners[triangle, k]
         eye_place(scene, place, item, item_floats, eye[k])
-        n0, n1, n2 = scene.attributes[attribute, 0], scene.attributes[attribute, 1], scene.attributes[attribute, 2]
+        n0, n1 = scene.attributes[triangle, k, 0], scene.attributes[triangle, k, 1]
+        n2 = scene.attributes[triangle, k, 2]
         m = F_NORMAL
         nx = item_floats[item, m] * n0 + item_floats[item, m + 1] * n1 + item_floats[item, m + 2] * n2
         ny = item_floats[item, m + 3] * n0 + item_floats[item, m + 4] * n1 + item_floats[item, m + 5] * n2
@@ -141,7 +144,7 @@ def describe_triangle(scene, item, triangle, cluster, item_floats, item_words, a
             item_floats, lights, colour, k,
         )  # fmt: skip
         if textured:
-            _corner_uv(scene, item, item_floats, item_words, place, attribute, uv, k)
+            _corner_uv(scene, item, item_floats, item_words, place, triangle, uv, k)
     _weigh(eye, lens, weights)
     for j in range(3):
         record[R_NEAR + j] = weights[0, j] + weights[1, j] + weights[2, j]

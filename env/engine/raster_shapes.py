@@ -30,19 +30,18 @@ class Soup:
 
 @dataclass
 class Shape:
-    """A soup in clusters. ``places`` (P, 3): corners' positions, cluster by cluster; ``attributes`` (A, 5): normal and texture coordinates;
-    ``clusters`` (C, 4): first place, places, first triangle, triangles; ``boxes`` (C, 6): centre, half sizes; ``cones`` (C, 4): axis, and
-    the sine of the largest angle from it (2: no cone); ``corners`` (T, 3) uint8: places counted from the cluster's first; ``lit`` (T, 3):
-    attributes.
+    """A soup in clusters. ``places`` (P, 3): corners' positions, cluster by cluster; ``clusters`` (C, 4): first place, places, first
+    triangle, triangles; ``boxes`` (C, 6): centre, half sizes; ``cones`` (C, 4): axis, and the sine of the largest angle from it (2: no
+    cone); ``corners`` (T, 3) uint8: places counted from the cluster's first; ``attributes`` (T, 3, 5): their normals and texture
+    coordinates.
     """
 
     places: np.ndarray
-    attributes: np.ndarray
     clusters: np.ndarray
     boxes: np.ndarray
     cones: np.ndarray
     corners: np.ndarray
-    lit: np.ndarray
+    attributes: np.ndarray
 
 
 def make_shape(soup: Soup) -> Shape:
@@ -54,10 +53,6 @@ def make_shape(soup: Soup) -> Shape:
     faces = faces[kept] / lengths[kept, None]
     extent = max(float(np.ptp(soup.corners.reshape(-1, 3), axis=0).max()), 1e-9) if len(kept) else 1.0
     features = np.concatenate([(a + b + c)[kept] / (3 * extent), 0.25 * faces], axis=1)
-    attributes, lit = np.unique(
-        np.concatenate([soup.normals, soup.uv], axis=2)[kept].reshape(-1, 5), axis=0, return_inverse=True
-    )
-    lit = lit.reshape(-1, 3)
     places, clusters, boxes, cones, corners, order = [], [], [], [], [], []
     n_places = n_triangles = 0
     for members in _groups(features, np.arange(len(kept))):
@@ -72,12 +67,13 @@ def make_shape(soup: Soup) -> Shape:
         order.append(members)
     return Shape(
         np.concatenate(places or [np.zeros((0, 3))]).astype(np.float32),
-        attributes.astype(np.float32),
         np.array(clusters, np.int32).reshape(-1, 4),
         np.array(boxes, np.float32).reshape(-1, 6),
         np.array(cones, np.float32).reshape(-1, 4),
         np.concatenate(corners or [np.zeros((0, 3))]).astype(np.uint8),
-        lit[np.concatenate(order or [np.zeros(0, int)])].astype(np.int32),
+        np.concatenate([soup.normals, soup.uv], axis=2)[kept[np.concatenate(order or [np.zeros(0, int)])]].astype(
+            np.float32
+        ),
     )
 
 

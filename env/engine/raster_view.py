@@ -123,7 +123,7 @@ def _mirror(scene, work, posed, cam_pos, cam_mat, frame, opaque, count, mirror, 
         scene, work.order, first, opaque, len(scene.items), work.item_floats, work.item_words, frame, work.depth[1], work.ids[1],
         work.limit[1], work.kept, kept, work.scratch,
     )  # fmt: skip
-    records = paint(
+    records, _ = paint(
         scene, frame, work.ids[1], work.kept, work.item_floats, work.item_words, work.lights, work.records, 1, work.colours[1],
         work.triangle,
     )  # fmt: skip
@@ -156,13 +156,14 @@ def draw_view(scene, work, posed, cam_pos, cam_mat, frame, reflections, image):
         ) > 0  # fmt: skip
     if mirrored:
         records = _mirror(scene, work, posed, cam_pos, cam_mat, frame, opaque, count, mirror, kept)
-    paint(
+    _, empty = paint(
         scene, frame, work.ids[0], work.kept, work.item_floats, work.item_words, work.lights, work.records, records, work.colours[0],
         work.triangle,
     )  # fmt: skip
     if mirrored:
         add_mirrored(scene, work.ids[0], work.kept, mirror, work.colours[1], work.colours[0])
-    paint_sky(scene, frame, work.ids[0], cam_mat, work.colours[0])
+    if empty > 0:
+        paint_sky(scene, frame, work.ids[0], cam_mat, work.colours[0])
     veil(scene, work, opaque, count, 0, frame)
     resolve(frame, work.colours[0], image)
 
