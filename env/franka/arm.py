@@ -208,11 +208,15 @@ class Arm:
     # ---------------------------------------------------------------------------------------------------- control
 
     def _prepare(self) -> None:
-        """At rest, heard, and without a fault: the vendors' packages would recover from one unasked."""
+        """At rest, heard, within the limits, and without a fault: the vendors' packages would recover from one unasked."""
         self._connected()
         self.stop()
-        self.state()
+        q = self.state().q
         self.check()
+        beyond = np.flatnonzero((q <= self.limits.q_min) | (q >= self.limits.q_max))
+        if beyond.size:  # panda_py would abort the process
+            said = f"joint {beyond[0] + 1} is at {q[beyond[0]]:.3f} rad, beyond its limit: guide the arm back by hand"
+            raise RobotFault("limits", said, True)
 
     def start(self) -> None:
         """See ``types.Robot``. Refused while there is a fault."""

@@ -32,7 +32,7 @@ SERVERS = {
     10: ("0.18 and later", "FR3, system 5.9", "pip install franky-control (robot=franky)"),
 }
 TABLE = "the table in installation/install_franka.md"
-LIMITS = ("limits_violation", "velocity_violation", "limit_violation", "range_violation", "joint limit", "virtual wall")
+LIMITS = ("limits_violation", "velocity_violation", "limit_violation", "range_violation", "joint wall")
 REFLEXES = ("reflex", "discontinuity", "instability", "wrong_direction")
 NETWORK = ("udp", "tcp", "connection", "connect", "timeout", "network")
 

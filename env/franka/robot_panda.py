@@ -2,7 +2,7 @@
 
 What was measured or read, and is worked around here and in ``arm.py`` (installation/install_franka.md has the story):
 
-* a target that is not finite aborts the process;
+* a target that is not finite aborts the process, and so does starting control beyond a joint's limit;
 * ``start_controller`` and ``move_to_joint_position`` recover from errors unasked;
 * ``stop_controller`` joins the control thread with the interpreter locked, and that thread locks the interpreter to report its end: a stop
   while the network dies would never return. ``teaching_mode(False)`` does the same unlocked;

@@ -198,7 +198,7 @@ def test_stiffness_is_what_it_says(fake):
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_policys_actions_end_where_they_do_in_robosuite(fake, seconds):
-    """20 Hz actions, 250 Hz targets: within 15 mm in the mean, as measured 9 mm in 20 s; no command lost, none that is no number."""
+    """20 Hz actions, 250 Hz targets: within 15 mm in the mean (measured: 7 in 2 s, 13 in 20 s); no command lost, none that is no number."""
     pytest.importorskip("robosuite")
     actions = paths.moves(0, 20 * seconds)
     start, *expected = paths.suite_path(actions)
@@ -256,6 +256,18 @@ def test_start_and_stop_again_and_again(fake):
             assert not thread.is_alive()
         robot.check()
         np.testing.assert_allclose(robot.state().position, place, atol=1e-3)
+
+
+def test_an_arm_beyond_its_limits_is_not_taken_into_control(fake):
+    """panda_py would abort the whole process."""
+    fake.say("place", *[0, 0.1963, 0, -2.618, 0, 3.7526, 0.7854])
+    with driving(fake, started=False) as robot:
+        for start in (robot.start, lambda: robot.move_joints(dynamics.READY)):
+            with pytest.raises(RobotFault, match=r"limits: joint 6 is at 3\.753"):
+                start()
+        fake.say("place", *dynamics.READY.tolist())
+        robot.start()
+        robot.check()
 
 
 def test_joints_are_moved_and_refused(fake):
