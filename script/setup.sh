@@ -29,22 +29,24 @@ d2ppo_find_python() {
   return 1
 }
 
-# Rendering is wanted for videos only, so nothing here may fail the set-up.
-d2ppo_renderer() {
+# d2ppo_library <python> <packages> <without it> <group> ...: a system library that is good to have. Nothing here may fail the set-up.
+# A group is libraries with commas between; one whole group is enough. Debian family, root: it is installed.
+d2ppo_library() {
+  local python=$1 packages=$2 without=$3
+  shift 3
   [ "$(uname -s)" = Linux ] || return 0
-  "$1" - <<'PY' && return 0
+  "$python" - "$@" <<'PY' && return 0
 import ctypes, sys
-for group in (("libEGL.so.1", "libGLESv2.so.2"), ("libOSMesa.so.8",), ("libOSMesa.so.6",)):
+for group in sys.argv[1:]:
     try:
-        [ctypes.CDLL(name) for name in group]
+        [ctypes.CDLL(name) for name in group.split(",")]
     except OSError:
         continue
     sys.exit(0)
 sys.exit(1)
 PY
-  local packages="libegl1 libgles2 libgl1-mesa-dri libosmesa6"
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    d2ppo_say "no OpenGL library for videos: trying apt-get install $packages"
+    d2ppo_say "trying apt-get install $packages"
     # shellcheck disable=SC2086  # a list of words
     if { timeout 120 apt-get install -qq -y --no-install-recommends $packages ||
       { timeout 120 apt-get update -qq && timeout 180 apt-get install -qq -y --no-install-recommends $packages; }; } \
@@ -52,7 +54,20 @@ PY
       return 0
     fi
   fi
-  d2ppo_say "videos will be skipped: no OpenGL library. On Debian or Ubuntu: sudo apt-get install $packages"
+  d2ppo_say "$without. On Debian or Ubuntu: sudo apt-get install $packages"
+}
+
+# OpenGL draws videos faster on a GPU, and is what images are compared with; without it this project's own renderer draws everything.
+d2ppo_libraries() {
+  local python=$1 extra
+  shift
+  d2ppo_library "$python" "libegl1 libgles2 libgl1-mesa-dri libosmesa6" "no OpenGL library: images and videos are drawn without" \
+    libEGL.so.1,libGLESv2.so.2 libOSMesa.so.8 libOSMesa.so.6
+  for extra; do
+    case $extra in
+    dev | real) d2ppo_library "$python" libusb-1.0-0 "no libusb: RealSense cameras cannot be used" libusb-1.0.so.0 ;;
+    esac
+  done
 }
 
 # d2ppo_pip <python> <log> <pip install's arguments>: all it says goes to the log; errors and downloads of 100 MB and more are shown.
@@ -117,7 +132,7 @@ d2ppo_setup() {
       return 1
     fi
   fi
-  d2ppo_renderer "$python"
+  d2ppo_libraries "$python" "$@"
   printf '%s' "$key" >"$stamp"
   D2PPO_PYTHON=$python
   d2ppo_say "ready in $(($(date +%s) - started)) s: $python"
