@@ -6,7 +6,7 @@ Letters, here and everywhere in the project:
 ``B``  batch
 ``N``  simulated environments
 ``S``  action chunks per rollout
-``K``  fine-tuned denoising steps (a Gaussian policy has ``K = 1``)
+``K``  fine-tuned denoising steps, or steps of a flow (a Gaussian policy has ``K = 1``)
 ``To`` observation steps (``cond_steps``)
 ``Ta`` predicted actions (``horizon_steps``)
 ``Te`` executed actions (``act_steps``), ``Te <= Ta``

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from model.common.gaussian import GaussianModel
 from model.common.mlp import MLP
 from model.common.tuned_chain import TunedChain
+from model.common.vision import encode_obs
 from model.flow.process import FlowProcess, bounded
 from model.types import Obs, Sample
 
@@ -139,11 +140,23 @@ class PPOFlow(FlowProcess, TunedChain):
             return_chain: also return ``chains (B, K + 1, Ta, Da)`` and, unless deterministic, ``log_probs (B, K)``,
                 which are those of ``log_prob`` under the same weights.
         """
+        return self._sample(self.actor_ft, obs, deterministic, noise, generator, return_chain)
+
+    def _sample(
+        self,
+        network: nn.Module,
+        obs: Obs,
+        deterministic: bool,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        return_chain: bool,
+    ) -> Sample:
+        """``sample`` along the velocities of ``network``."""
         given = self.given_noise(obs, noise, generator)
-        x, obs = given[:, 0], self.encode(obs)
+        x, obs = given[:, 0], encode_obs(network, obs)
         chain, log_probs = [x], []
         for k in range(self.sampling_steps):
-            x = self.euler(self.actor_ft, x, k, obs)
+            x = self.euler(network, x, k, obs)
             if not deterministic:
                 mean, std = x, self.noise(obs, self.start_times(x, k))
                 x = mean + std * given[:, k + 1]
@@ -152,6 +165,19 @@ class PPOFlow(FlowProcess, TunedChain):
         if not return_chain:
             return Sample(bounded(x))
         return Sample(bounded(x), torch.stack(chain, dim=1), torch.stack(log_probs, dim=1) if log_probs else None)
+
+    @torch.no_grad()
+    def base_chains(self, obs: Obs, generator: torch.Generator) -> Tensor:
+        """Where the base's velocities lead under the same injected noise: ``chains (B, K + 1, Ta, Da)``."""
+        return self._sample(self.network, obs, False, None, generator, True).chains
+
+    def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
+        """KL divergence ``(B,)`` of the step after ``x (B, Ta, Da)`` under the tuned velocities from that under the base's, both with
+        the tuned noise; mean over the counted steps and ``Da``. ``obs`` not encoded: each network has its own eyes."""
+        mean, std = self.euler(self.actor_ft, x, step, obs), self.noise(obs, self.start_times(x, step))
+        with torch.no_grad():
+            base = self.euler(self.network, x, step, obs)
+        return 0.5 * ((mean - base) / std)[:, : self.reward_horizon].square().mean(dim=(1, 2))
 
     def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor, reward_horizon: int | None = None) -> Tensor:
         """As in ``TunedChain``, differentiable in ``noise``, too; see the module's text for what it is exactly."""

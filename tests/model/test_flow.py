@@ -323,6 +323,25 @@ def test_state_dict_and_gradients():
     assert not list(p.eta_parameters())
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_the_base_to_stay_near_to(average: bool):
+    """Its chains have their likelihood under an untrained copy, and the divergence from it is that of torch.distributions."""
+    p, obs, step = policy(2, average, reward_horizon=3), batch().conditions, torch.arange(B) % 2
+    chains = p.base_chains(obs, torch.Generator().manual_seed(3))
+    expected = p.sample(obs, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(chains, expected.chains)
+    x = chains[torch.arange(B), step]
+    assert p.base_divergence(obs, x, step).abs().max() < 1e-9
+    for q in p.actor_ft.parameters():
+        nn.init.normal_(q, std=0.3)
+    assert torch.equal(p.base_chains(obs, torch.Generator().manual_seed(3)), chains)
+    std = p.noise(obs, step / 2)
+    tuned, base = (Normal(p.euler(network, x, step, obs), std) for network in (p.actor_ft, p.network))
+    divergence = torch.distributions.kl_divergence(tuned, base)[:, :3].mean(dim=(1, 2))
+    torch.testing.assert_close(p.base_divergence(obs, x, step), divergence)
+    assert divergence.max() > 0.1
+
+
 def test_steps_count_alike_unless_told():
     step = torch.arange(3)
     p = policy()
