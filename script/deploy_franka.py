@@ -85,7 +85,10 @@ def deploy(cfg: Mapping[str, Any]) -> dict[str, Any]:
         if cfg["robot"]["kind"] == "replay":
             steps = min(steps, len(cell.robot))  # after its end a recording stands still
         if cell.twin is not None and cell.twin.law == "osc":
-            episodes = [simulate(cell, builder, policy, cfg["seed"] + i, steps) for i in range(cfg["episodes"])]
+            episodes = []
+            for i in range(cfg["episodes"]):
+                episodes.append(simulate(cell, builder, policy, cfg["seed"] + i, steps))
+                show(i, cfg["episodes"], episodes[-1])
         else:
             episodes = run(cfg, settings, cell, builder, policy, steps, folder, stack)
     return report(cfg, episodes, folder)
