@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from env.franka.kinematics import jacobian, joint_frames
+from env.franka.frames import rotation_between
+from env.franka.kinematics import grip_site, jacobian, joint_frames
 
 # link by link: mass (kg), centre of mass in the joint's frame (m), inertia about it (kg m^2; of the last: hand and fingers included)
 _MASS = (3.0, 3.0, 2.0, 2.0, 2.0, 1.5, 1.52)
@@ -45,6 +46,7 @@ _BOXES = (
     ((0.0, 0.0293, 0.0114), 0.01, (0.01, 0.01, 0.01)),
     ((0.0, -0.0293, 0.0114), 0.01, (0.01, 0.01, 0.01)),
 )
+_REST = 10.0  # 1/s^2, of the posture
 _STEP = 1e-6  # s, to differentiate the Jacobian over
 
 
@@ -77,18 +79,56 @@ def _drag(turn: np.ndarray, twist: np.ndarray) -> np.ndarray:
     return np.concatenate([turn @ force, turn @ torque])
 
 
-def coupling(q: np.ndarray, twist: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def coupling(
+    q: np.ndarray, twist: np.ndarray, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``coupling (6, 6)`` and ``drift (6,)`` of an arm at ``q (7,)`` whose grip site moves at ``twist (6,)``; and its ``dq (7,)``.
 
-    Joint velocities are the smallest (in kinetic energy) that give the twist.
+    Joint velocities are the smallest (in kinetic energy) that give the twist, and the ``own (7,)`` motion that gives none.
     """
-    J = jacobian(q)
-    spread = np.linalg.solve(mass_matrix(q), J.T)  # M^-1 J^T
-    inverse = J @ spread  # of the operational inertia
+    J, spread, inverse = _spread(q)
     weighed = np.zeros((6, 6))
     for block in (slice(0, 3), slice(3, 6)):
         weighed[block, block] = np.linalg.inv(inverse[block, block])
-    dq = spread @ np.linalg.solve(inverse + 1e-9 * np.eye(6), twist)
+    dq = spread @ np.linalg.solve(inverse, twist) + (0.0 if own is None else own)
     slowed = _DAMPING * dq + _FRICTION * dq / (np.abs(dq) + _STICKS)
     drift = (jacobian(q + _STEP * dq) - J) @ dq / _STEP - spread.T @ slowed
     return inverse @ weighed, drift + inverse @ _drag(joint_frames(q)[-1][:3, :3], twist), dq
+
+
+class SuiteArm:
+    """The posture that robosuite's arm would have by now: its redundant joint drifts, and that bends the hand's path, too.
+
+    robosuite draws the joints to the ``rest`` they had at the start by 10 (rest - q) - 2 sqrt(10) dq, in the null space of the hand.
+    Begun at ``q (7,)`` measured; then ``update`` once per action tick.
+    """
+
+    def __init__(self, q: np.ndarray) -> None:
+        self.rest = np.array(q, np.float64)
+        self.at(q)
+
+    def at(self, q: np.ndarray) -> None:
+        """It is there, at rest; what it is drawn to stays."""
+        self.q, self._own = np.array(q, np.float64), np.zeros(7)
+
+    def update(
+        self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray, seconds: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``coupling (6, 6)`` and ``drift (6,)``, ``seconds`` after the last, of a hand that by now is there and moves so."""
+        there = grip_site(self.q)
+        moved = np.concatenate([position - there.position, rotation_between(there.quaternion, quaternion)])
+        _, spread, inverse = _spread(self.q)
+        self.q = self.q + spread @ np.linalg.solve(inverse, moved) + seconds * self._own
+        J, spread, inverse = _spread(self.q)
+        task = spread @ np.linalg.solve(inverse, twist)
+        free = np.eye(7) - spread @ np.linalg.solve(inverse, J)  # the null space, in the metric of the inertia
+        pull = _REST * (self.rest - self.q) - 2 * np.sqrt(_REST) * (task + self._own)
+        self._own = free @ (self._own + seconds * pull)
+        return coupling(self.q, twist, self._own)[:2]
+
+
+def _spread(q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """J (6, 7), M^-1 J^T (7, 6), and J M^-1 J^T (6, 6) kept from being singular."""
+    J = jacobian(q)
+    spread = np.linalg.solve(mass_matrix(q), J.T)
+    return J, spread, J @ spread + 1e-9 * np.eye(6)

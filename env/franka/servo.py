@@ -21,6 +21,7 @@ from env.franka.safety import GO, STOP, SafetyMonitor, Verdict
 from env.franka.types import Clock, ControlSettings, DeploymentError, Robot, RobotFault, RobotState
 
 _PRIORITY = 20  # of the servo's thread among real-time ones; a driver's own is higher
+_ASTRAY = 0.5  # rad between the joints of the arm and those it would have in robosuite: then they are the former
 _LONGEST = 0.02  # s of the reference's time in one tick: after a stall it goes on where it was, it does not catch up
 
 
@@ -70,6 +71,7 @@ class Servo:
         with self.lock:
             self.state, self._until, self.last = state, self._clock.now(), self._clock.now()
             self.reference = Reference(state.position, state.quaternion, self._settings)
+            self._arm, self._coupled = dynamics.SuiteArm(state.q), self._until
             self.active = True
 
     def end(self) -> None:
@@ -77,15 +79,20 @@ class Servo:
             self.active = False
 
     def couple(self) -> None:
-        """Once per action tick: how translation and rotation pull at each other as the arm stands now."""
+        """Once per action tick: how translation and rotation pull at each other by now."""
         if not self._settings.coupled:
             return
         with self.lock:
-            q, twist = self.state.q, self.reference.twist
-        pull, drift, _ = dynamics.coupling(q, twist)  # a millisecond, in which the servo is not to wait
-        if np.isfinite(pull).all() and np.isfinite(drift).all():
+            ref, q, now = self.reference.copy(), self.state.q, self._clock.now()
+        since, self._coupled = now - self._coupled, now
+        found = self._arm.update(
+            ref.position, ref.quaternion, ref.twist, since
+        )  # 2 ms, in which the servo is not to wait
+        if not np.abs(self._arm.q - q).max() < _ASTRAY:  # nor NaN
+            self._arm.at(q)
+        if all(np.isfinite(part).all() for part in found):
             with self.lock:
-                self.reference.couple(pull, drift)
+                self.reference.couple(*found)
 
     def snapshot(self) -> Reference:
         """The reference as it is now, to look ahead with."""
@@ -109,6 +116,8 @@ class Servo:
         """End of a HOLD: at rest where the robot is, and free to go."""
         with self.lock:
             self.reference.snap(self.state.position, self.state.quaternion)
+            self._arm.at(self.state.q)
+            self._coupled = self._clock.now()
 
     def tick(self) -> None:
         """One tick: watch, advance, send."""

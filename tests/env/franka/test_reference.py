@@ -140,19 +140,22 @@ def errors():
 
 def compare(suite, actions) -> dict[str, np.ndarray]:
     seen, model, data = suite.reset(), suite.sim.model._model, suite.sim.data._data
-    refs = {k: Reference(seen["robot0_eef_pos"], seen["robot0_eef_quat"], FREE) for k in ("coupled", "unit", "naive")}
+    base, posture = suite.robots[0].base_pos, dynamics.SuiteArm(data.qpos[:7])  # only where it begins is robosuite's
+    refs = {
+        k: Reference(seen["robot0_eef_pos"] - base, seen["robot0_eef_quat"], FREE) for k in ("coupled", "unit", "naive")
+    }
     found = {k: [] for k in refs}
     arm = [g for g in range(model.ngeom) if model.geom(g).name.startswith(("robot0", "gripper0"))]
-    for a in actions:
-        q = data.qpos[:7].copy()
-        refs["coupled"].couple(*dynamics.coupling(q, refs["coupled"].twist)[:2])
+    for k, a in enumerate(actions):
+        q, coupled = data.qpos[:7].copy(), refs["coupled"]
+        coupled.couple(*posture.update(coupled.position, coupled.quaternion, coupled.twist, 0.05 if k else 0.0))
         for name, ref in refs.items():
             follow(ref, a) if name != "naive" else ref.snap(*ref.goal_of(a))
         seen, *_ = suite.step(np.r_[a, -1.0])
         for name, ref in refs.items():
             found[name].append(
                 (
-                    1e3 * np.linalg.norm(ref.position - seen["robot0_eef_pos"]),
+                    1e3 * np.linalg.norm(ref.position + base - seen["robot0_eef_pos"]),
                     np.degrees(frames.angle_between(ref.quaternion, seen["robot0_eef_quat"])),
                 )
             )
