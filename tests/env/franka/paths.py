@@ -41,9 +41,10 @@ def stream(robot: Robot, actions: np.ndarray, wait: Callable[[float], None]) -> 
     ``wait(seconds)`` lets so much time pass. Measured positions (T, 3) and quaternions (T, 4) after each action.
     """
     state, t, seen = robot.state(), 0.0, []
-    reference = Reference(state.position, state.quaternion, FREE)
+    reference, suite = Reference(state.position, state.quaternion, FREE), dynamics.SuiteArm(state.q)
     for k, action in enumerate(actions):
-        reference.couple(*dynamics.coupling(robot.state().q, reference.twist)[:2])
+        pose = reference.position, reference.quaternion, reference.twist
+        reference.couple(*suite.update(*pose, TICK if k else 0.0))
         reference.aim(*reference.goal_of(action))
         while t < (k + 1) * TICK - 1e-9:
             reference.advance(SERVO)
