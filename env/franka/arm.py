@@ -146,15 +146,15 @@ class Arm:
         """The last state heard. Outside control it is read now, which takes the millisecond until the next one comes."""
         if self.vendor is None or self._last is None:
             raise DeploymentError("the robot is not connected: connect() first")
-        if self.controller is not None or self._moving:
-            self._hear(self._read())
-        elif not self._silent() and self._lock.acquire(blocking=False):
+        controlled = self.controller is not None or self._moving
+        if controlled or (not self._silent() and self._lock.acquire(blocking=False)):
             try:
                 self._hear(self._read())
             except self.errors as error:
                 self._failed(error)
             finally:
-                self._lock.release()
+                if not controlled:
+                    self._lock.release()
         return self._last
 
     def _silent(self) -> bool:
