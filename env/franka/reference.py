@@ -226,11 +226,12 @@ class Reference:
         return tuple(c + d for c, d in zip(a, change))
 
     def _before_walls(self, wanted: Vector, box: tuple[Vector, Vector], share: float, lag: float) -> Vector:
-        """No faster, along each axis, than what can be braked before the wall with that axis' share of the acceleration."""
+        """No faster, along each axis, than what can be braked before the wall with that axis' share of the acceleration; beyond it, back."""
         ops = self._ops
 
         def fastest(distance: Any) -> Any:
-            return share * (ops.sqrt(lag * lag + 2 / share * ops.most(distance, 0.0)) - lag)
+            speed = share * (ops.sqrt(lag * lag + 2 / share * abs(distance)) - lag)
+            return ops.where(distance < 0, -speed, speed)
 
         return tuple(
             ops.most(ops.least(c, fastest(high - x)), -fastest(x - low))
