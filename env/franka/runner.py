@@ -10,6 +10,7 @@ the clock does: that is how the twin and the tests run.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -119,6 +120,7 @@ class EpisodeRunner(StateMachine):
         """DISCONNECTED -> IDLE. Raises ``DeploymentError`` where the robot or a camera is not as asked."""
         if self.state != "DISCONNECTED":
             return
+        atexit.register(self._robot.stop)
         self._robot.connect()
         self._robot.configure(self._control)
         for camera in self._cameras.values():
@@ -179,6 +181,7 @@ class EpisodeRunner(StateMachine):
         if self.state == "DISCONNECTED":
             return
         self._halt()
+        atexit.unregister(self._robot.stop)
         self._pilot.inference.close()
         if self._gripper is not None:
             self._gripper.close()

@@ -179,24 +179,33 @@ def as_fault(error: Exception) -> RobotFault:
 
 
 @contextlib.contextmanager
-def punctual(priority: int) -> Iterator[bool]:
-    """Within, the calling thread runs before those of other processes (SCHED_FIFO), and no other of ours keeps the interpreter for long.
+def realtime(priority: int) -> Iterator[bool]:
+    """Within, the calling thread runs before those of other processes (SCHED_FIFO); threads begun within are as ever.
 
-    Whether the system allows the former: it takes root or an rtprio limit, which a robot's PC has. Threads begun within are as ever.
+    Whether the system allows that: it takes root or an rtprio limit, which a robot's PC has.
     """
-    interval, before = sys.getswitchinterval(), os.sched_getscheduler(0)
-    sys.setswitchinterval(min(interval, 5e-4))
-    allowed = True
+    before = os.sched_getscheduler(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except OSError:
-        allowed = False
+        yield False
+        return
     try:
-        yield allowed
+        yield True
+    finally:
+        os.sched_setscheduler(0, before | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+
+
+@contextlib.contextmanager
+def punctual(priority: int) -> Iterator[bool]:
+    """``realtime``, and no thread of ours keeps the interpreter from the others for longer than half a millisecond."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval, 5e-4))
+    try:
+        with realtime(priority) as allowed:
+            yield allowed
     finally:
         sys.setswitchinterval(interval)
-        if allowed:
-            os.sched_setscheduler(0, before | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
 
 class ServoThread:
@@ -210,7 +219,7 @@ class ServoThread:
 
     def _run(self) -> None:
         try:
-            with punctual(_PRIORITY):
+            with realtime(_PRIORITY):
                 self._loop()
         except Exception as error:  # noqa: BLE001  a servo that dies silently is the worst there is
             self._on_fault(as_fault(error))
