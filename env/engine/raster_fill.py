@@ -18,7 +18,7 @@ from env.engine.raster_pose import F_MAP, W_BEHIND, W_MIRRORED
 kernel = drawing_kernel(__file__)
 SNAP = 256.0  # OpenGL's grid per pixel
 _FEW = 6  # rows of samples up to which a triangle is filled sample by sample
-_OFTEN, _BIG = 300, 8  # triangles drawn, or clusters to draw, before it is looked again at what is hidden
+_OFTEN, _BIG = 60, 2  # triangles drawn, and clusters to draw, when it is looked again at what is hidden
 
 
 class Frame(NamedTuple):
@@ -55,8 +55,7 @@ def _slope(ax, ay, bx, by):
 @inlined
 def first_and_last(low, high, scale, size):
     """Lines at (i + 1/2) / ``scale`` within [low, high): the first, and the one after the last, of ``size``."""
-    first = math.ceil(max(low * scale - 0.5, -1.0))
-    last = math.ceil(min(high * scale - 0.5, size + 1.0))
+    first, last = math.ceil(low * scale - 0.5), math.ceil(high * scale - 0.5)
     return max(0, np.int64(first)), min(np.int64(size), np.int64(last))
 
 
@@ -67,9 +66,7 @@ def covered(edges, y, offset, width):
     on_long = x0 + long * (y - y0)
     on_short = x0 + low * (y - y0) if y < y1 else x1 + high * (y - y1)
     left, right = (on_short, on_long) if bulges_left else (on_long, on_short)
-    first = math.ceil(max(left - offset, -1.0))
-    last = math.ceil(min(right - offset, width + 1.0))
-    return max(0, np.int64(first)), min(width, np.int64(last))
+    return max(0, np.int64(math.ceil(left - offset))), min(width, np.int64(math.ceil(right - offset)))
 
 
 @inlined
@@ -95,55 +92,51 @@ def _left_of(ax, ay, bx, by, x, y):
 
 
 @inlined
-def _mark(at, z, depth, ids, limit, k):
-    """Whether the sample shows triangle k now."""
-    seen = z >= depth[at] if limit is None else z >= depth[at] and z <= limit[at]
-    if seen:
-        depth[at] = z
-        ids[at] = k
-    return seen
-
-
-@inlined
 def fill(ax, ay, az, bx, by, bz, cx, cy, cz, area, first, last, frame, depth, ids, limit, k):
     """Mark the samples of a triangle (counter-clockwise, in pixels; z: 1 / distance) in rows [first, last) where it is nearest so far.
 
-    ``limit``: None, or what 1 / distance must not exceed, sample by sample. Returns whether there is one.
+    ``limit``: None, or what 1 / distance must not exceed, sample by sample.
     """
     zx, zy = slopes_of(ax, ay, az, bx, by, bz, cx, cy, cz, area)
     edges, pixel, step = edges_of(ax, ay, bx, by, cx, cy), 1.0 / frame.per_pixel, np.float32(zx)
-    seen = False
     for r in range(first, last):
         y, offset = (r + 0.5) * pixel, frame.offsets[r & (frame.per_pixel - 1)]
         left, right = covered(edges, y, offset, frame.width)
-        if left >= right:
-            continue
         z0 = np.float32(az + zx * (left + offset - ax) + zy * (y - ay))
         base = r * frame.width + left
         for c in range(right - left):
-            if _mark(base + c, z0 + step * np.float32(c), depth, ids, limit, k):
-                seen = True
-    return seen
+            z = z0 + step * np.float32(c)
+            if limit is None:
+                if z >= depth[base + c]:
+                    depth[base + c] = z
+                    ids[base + c] = k
+            elif z >= depth[base + c] and z <= limit[base + c]:
+                depth[base + c] = z
+                ids[base + c] = k
 
 
 @inlined
 def fill_few(ax, ay, az, bx, by, bz, cx, cy, cz, area, first, last, frame, depth, ids, limit, k):
     """``fill`` for a small triangle, most of which hold no sample at all."""
     left, right = min(ax, bx, cx), max(ax, bx, cx)
-    pixel, seen, sloped, zx, zy = 1.0 / frame.per_pixel, False, False, 0.0, 0.0
+    pixel, sloped, zx, zy = 1.0 / frame.per_pixel, False, 0.0, 0.0
     for r in range(first, last):
         y, offset = (r + 0.5) * pixel, frame.offsets[r & (frame.per_pixel - 1)]
-        start = max(0, np.int64(math.ceil(max(left - offset, -1.0))))
+        start = max(0, np.int64(math.ceil(left - offset)))
         for c in range(start, min(frame.width, np.int64(math.ceil(right - offset)))):
             x = c + offset
             if _left_of(ax, ay, bx, by, x, y) and _left_of(bx, by, cx, cy, x, y) and _left_of(cx, cy, ax, ay, x, y):
                 if not sloped:
                     sloped = True
                     zx, zy = slopes_of(ax, ay, az, bx, by, bz, cx, cy, cz, area)
-                z = np.float32(az + zx * (x - ax) + zy * (y - ay))
-                if _mark(r * frame.width + c, z, depth, ids, limit, k):
-                    seen = True
-    return seen
+                z, at = np.float32(az + zx * (x - ax) + zy * (y - ay)), r * frame.width + c
+                if limit is None:
+                    if z >= depth[at]:
+                        depth[at] = z
+                        ids[at] = k
+                elif z >= depth[at] and z <= limit[at]:
+                    depth[at] = z
+                    ids[at] = k
 
 
 @inlined
@@ -219,12 +212,11 @@ def _fill_cluster(scene, cluster, item, flip, frame, depth, ids, limit, kept, n_
         a, b, c, d, e, f, g = (np.float64(ax), np.float64(ay), np.float64(bx), np.float64(by), np.float64(cx), np.float64(cy), np.float64(area))  # fmt: skip
         z0, z1, z2 = np.float64(sz[i]), np.float64(sz[j]), np.float64(sz[k])
         if high - low <= _FEW and right - left <= 2 * _FEW:
-            seen = fill_few(a, b, z0, c, d, z1, e, f, z2, g, low, high, frame, depth, ids, limit, n_kept)
+            fill_few(a, b, z0, c, d, z1, e, f, z2, g, low, high, frame, depth, ids, limit, n_kept)
         else:
-            seen = fill(a, b, z0, c, d, z1, e, f, z2, g, low, high, frame, depth, ids, limit, n_kept)
-        if seen:
-            kept[n_kept, 0], kept[n_kept, 1], kept[n_kept, 2], kept[n_kept, 3] = item, t, cluster, -1
-            n_kept += 1
+            fill(a, b, z0, c, d, z1, e, f, z2, g, low, high, frame, depth, ids, limit, n_kept)
+        kept[n_kept, 0], kept[n_kept, 1], kept[n_kept, 2], kept[n_kept, 3] = item, t, cluster, -1
+        n_kept += 1
     return n_kept
 
 
@@ -240,9 +232,26 @@ def _fill_cut_cluster(scene, cluster, item, item_floats, flip, frame, depth, ids
             a = polygon[0]
             area = area_of(a[0], a[1], b[0], b[1], c[0], c[1])
             low, high = first_and_last(min(a[1], b[1], c[1]), max(a[1], b[1], c[1]), frame.per_pixel, frame.rows)
-            if area > 0.0 and fill(
-                a[0], a[1], a[2], b[0], b[1], b[2], c[0], c[1], c[2], area, low, high, frame, depth, ids, limit, n_kept
-            ):
+            if area > 0.0:
+                fill(
+                    a[0],
+                    a[1],
+                    a[2],
+                    b[0],
+                    b[1],
+                    b[2],
+                    c[0],
+                    c[1],
+                    c[2],
+                    area,
+                    low,
+                    high,
+                    frame,
+                    depth,
+                    ids,
+                    limit,
+                    n_kept,
+                )
                 drawn = True
         if drawn:
             kept[n_kept, 0], kept[n_kept, 1], kept[n_kept, 2], kept[n_kept, 3] = item, t, cluster, -1
@@ -266,7 +275,7 @@ def fill_items(
         turned = item_words[item, W_BEHIND] == 1
         flip = (item_words[item, W_MIRRORED] == 1) != turned
         set_planes(item, item_floats, frame.lens, planes)
-        if n_kept - surveyed > _OFTEN or (n_kept > surveyed and scene.shapes[shape, 1] >= _BIG):
+        if n_kept - surveyed > _OFTEN and scene.shapes[shape, 1] >= _BIG:
             survey(depth, frame, tiles)
             surveyed = n_kept
         for c in range(scene.shapes[shape, 0], scene.shapes[shape, 0] + scene.shapes[shape, 1]):

@@ -266,7 +266,7 @@ def _insert(order, distance, start, count, item, away):
 
 @kernel
 def sort_items(scene, cam_pos, geom_pos, geom_rbound, item_floats, item_words, order, distance):
-    """MuJoCo's order of drawing: ``order`` holds the mirror's items, then opaque ones, then transparent ones from the front.
+    """MuJoCo's order of drawing: ``order`` holds opaque items, the mirror's last, then transparent ones from the front.
 
     Returns (opaque items, all items, geom that mirrors or -1).
     """
@@ -280,16 +280,14 @@ def sort_items(scene, cam_pos, geom_pos, geom_rbound, item_floats, item_words, o
         if mirror < 0 and shiny and scene.geom_type[g] in (PLANE, BOX):
             mirror = g
     count = 0
-    for turn in range(3):  # the mirror, what may hide much, and meshes from the front
+    for turn in range(3):  # from the front, planes behind the rest, and the mirror last
         start = count
         for i in range(n):
             g = scene.items[i, I_GEOM]
             if item_floats[i, F_RGBA + 3] < 0.995 or item_words[i, W_BEHIND] == 1:
                 continue
-            if turn != (0 if g == mirror else 2 if scene.geom_scaled[g] == 1 and scene.geom_type[g] != PLANE else 1):
-                continue
-            away = _distance(cam_pos, geom_pos[g]) - geom_rbound[g] if turn == 2 else 0.0
-            count = _insert(order, distance, start, count, i, away)
+            if turn == (2 if g == mirror else 1 if scene.geom_type[g] == PLANE else 0):
+                count = _insert(order, distance, start, count, i, _distance(cam_pos, geom_pos[g]))
     opaque = count
     for i in range(n):
         alpha = item_floats[i, F_RGBA + 3]

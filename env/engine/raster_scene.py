@@ -22,7 +22,7 @@ GEOM = mujoco.mjtGeom
 WHOLE, TUBE, TOP, BOTTOM = range(4)  # parts of a geom: a capsule is made of three shapes
 _CAPSULE = (("tube", TUBE), ("top", TOP), ("bottom", BOTTOM))
 _BUILTIN = {GEOM.mjGEOM_SPHERE: "sphere", GEOM.mjGEOM_ELLIPSOID: "sphere", GEOM.mjGEOM_CYLINDER: "cylinder", GEOM.mjGEOM_BOX: "box"}  # fmt: skip
-# columns of ``Scene.items``
+# columns of ``Scene.items``; they are part of the kernels, so this file is part of what names their cache (``raster_compile``)
 I_GEOM, I_SHAPE, I_PART = range(3)
 # columns of ``Scene.materials``
 M_RGBA, M_EMISSION, M_SPECULAR, M_SHININESS, M_REFLECTANCE, M_REPEAT, M_UNIFORM, N_MATERIAL = 0, 4, 5, 6, 7, 8, 10, 11
@@ -172,9 +172,7 @@ def _materials(model: mujoco.MjModel) -> np.ndarray:
         getattr(model, f"mat_{k}")
         for k in ("rgba", "emission", "specular", "shininess", "reflectance", "texrepeat", "texuniform")
     ]
-    return np.concatenate([np.asarray(c, np.float32).reshape(model.nmat, -1) for c in columns], axis=1).astype(
-        np.float32
-    )
+    return np.column_stack([np.asarray(c, np.float32) for c in columns])
 
 
 def _any_mesh(model: mujoco.MjModel) -> bool:

@@ -113,14 +113,14 @@ def veil(scene, work, first, last, which, frame):
 @kernel
 def _mirror(scene, work, posed, cam_pos, cam_mat, frame, opaque, count, mirror, kept):
     """What is seen in the mirror -> ``work.colours[1]``. Returns the number of records in use."""
-    first = 0
-    while first < opaque and scene.items[work.order[first], 0] == mirror:
-        first += 1
+    last = opaque
+    while last > 0 and scene.items[work.order[last - 1], 0] == mirror:
+        last -= 1
     look(scene, work, posed, cam_pos, cam_mat, mirror)
     work.ids[1, :] = -1
     work.colours[1, :] = 0
     kept = fill_items(
-        scene, work.order, first, opaque, len(scene.items), work.item_floats, work.item_words, frame, work.depth[1], work.ids[1],
+        scene, work.order, 0, last, len(scene.items), work.item_floats, work.item_words, frame, work.depth[1], work.ids[1],
         work.limit[1], work.kept, kept, work.scratch,
     )  # fmt: skip
     records, _ = paint(

@@ -237,6 +237,13 @@ def test_cameras_that_follow_something_and_the_free_one():
         assert image[16, 16].argmax() == (1 if camera == 2 else 0)
 
 
+def test_a_model_without_materials_lights_or_things_is_drawn():
+    camera = '<camera pos="0 0 2"/>'
+    bare = mujoco.MjModel.from_xml_string(f'<mujoco><worldbody>{camera}<geom size="9" group="1"/></worldbody></mujoco>')
+    empty = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{camera}</worldbody></mujoco>")
+    assert drawn(bare).shape == (16, 24, 3) and not drawn(empty).any()
+
+
 def test_what_is_malformed_is_refused(scene):
     for field, row, value, said in (
         ("mesh_face", 0, 77, "tent.*mesh_face.*77"),
