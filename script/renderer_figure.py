@@ -48,14 +48,13 @@ class Row:
 
 def compare(scene: Scene, quality: str, backend: str) -> tuple[list[Row], np.ndarray, np.ndarray]:
     """Draw and time a scene: one row per camera, and the images of MuJoCo and of ours, (T, 3 M, H, W)."""
-    theirs, ours = Mujoco(scene, backend), scene.blank()
-    gl = scene.blank()
+    threads = NativeThreads(scene.model, scene.cameras, (scene.size, scene.size), quality, 1, scene.groups)
+    theirs, ours, gl = Mujoco(scene, backend), scene.blank(), scene.blank()
 
     def draw_gl() -> None:
         for pose, image in zip(scene.poses, gl, strict=True):
             theirs.draw(pose, scene.looks, image)
 
-    threads = NativeThreads(scene.model, scene.cameras, (scene.size, scene.size), quality, 1, scene.groups)
     costs = [_cost(lambda: threads.draw(scene.poses, [scene.looks] * len(ours), ours)), _cost(draw_gl)]
     theirs.close()
     rows, each = [], len(ours) * len(scene.cameras)
