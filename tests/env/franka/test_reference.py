@@ -9,6 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from env.franka import dynamics, frames, kinematics
+from env.franka.guards import SafetySettings
 from env.franka.limits import PANDA
 from env.franka.reference import BRAKE, FIRST_RUN, Caps, Reference, ReferenceSettings
 from env.franka.types import DeploymentError
@@ -115,14 +116,17 @@ TABLE = {  # of spec 5.1
 }
 
 
-def smooth(seed: int, steps: int = 50) -> np.ndarray:
+def smooth(seed: int, steps: int = 40) -> np.ndarray:
     """(T, 6): sums of three sines in each direction; speeds up to a robot's in a demonstration."""
     rng, t = np.random.default_rng(seed), 0.05 * np.arange(steps)[:, None, None]
     f, phase, size = rng.uniform(0.2, 0.8, (6, 3)), rng.uniform(0, 2 * np.pi, (6, 3)), rng.uniform(0.05, 0.2, (6, 3))
     return (size * np.sin(2 * np.pi * f * t + phase)).sum(-1) * np.array([1, 1, 1, 0.3, 0.3, 0.3])
 
 
-SEEDS = (2, 5, 9, 13)  # whose paths stay clear of the table, of joint limits and of singular postures
+# Paths that the safety layer would pass unslowed from wherever robosuite begins: by its own limits for joints, posture and box, nothing
+# touched. Of seeds 0 to 59 that was so for 44, and all 44 kept the bounds below (largest mean 2.1 mm, distance 7.3 mm, 0.8 degrees).
+SEEDS = (0, 3, 5, 7, 9, 10, 11)
+FREE_PATH = SafetySettings()
 PATHS = {**{k: np.array(v) for k, v in TABLE.items()}, **{f"6-D, seed {s}": smooth(s) for s in SEEDS}}
 
 
@@ -160,8 +164,10 @@ def compare(suite, actions) -> dict[str, np.ndarray]:
                 )
             )
         assert not np.isin(data.contact.geom[: data.ncon], arm).any(), "the arm touches something: no free path"
-        assert (np.minimum(q - PANDA.q_min, PANDA.q_max - q) > 0.02).all(), "at a joint's limit: no free path"
-        assert np.linalg.svd(kinematics.jacobian(q))[1][-1] > 0.06, "an outstretched or folded arm: no free path"
+        margin = np.minimum(q - PANDA.q_min, PANDA.q_max - q)
+        assert (margin >= FREE_PATH.joint_soft).all(), "near a joint's limit: no free path"
+        smallest = np.linalg.svd(kinematics.jacobian(q))[1][-1]
+        assert smallest >= FREE_PATH.singular_soft, "an outstretched or folded arm: no free path"
     return {k: np.array(v) for k, v in found.items()}
 
 
