@@ -194,8 +194,8 @@ def _memory(scene: RasterScene, height: int, width: int, n_lights: int) -> Work:
     triangles = int((of_cluster[first + clusters] - of_cluster[first]).sum())
     tiles = -(-height // TILE) * -(-width // TILE)
     scratch = Scratch(
-        np.zeros((5, 4), np.float32), np.zeros((3, 256), np.float32), np.zeros(tiles, np.float32), np.zeros((2, width), np.int64),
-        np.zeros((3, 3)), np.zeros((4, 3)), np.zeros(32),
+        np.zeros((5, 4), np.float32), np.zeros((3, 256), np.float32), np.zeros(tiles, np.float32), np.zeros(width, np.float32),
+        np.zeros((2, width), np.int64), np.zeros((3, 3)), np.zeros((4, 3)), np.zeros(32),
     )  # fmt: skip
     return Work(
         np.zeros((2, n), np.float32), np.zeros((2, n), np.int32), np.zeros((2, n), np.uint32), np.full((2, n), 1e30, np.float32),

@@ -51,20 +51,22 @@ def meets(boxes, cones, c, planes, item, item_floats, both_sides):
 
 
 @kernel
-def survey(depth, frame, tiles):
-    """How far it is to the farthest sample of each tile of the image (as 1 / distance) -> ``tiles``, row by row."""
-    across, lines = (frame.width + TILE - 1) // TILE, TILE * frame.per_pixel
+def survey(depth, frame, tiles, line):
+    """How far it is to the farthest sample of each tile of the image (as 1 / distance) -> ``tiles``, row by row. ``line (W,)``: scratch."""
+    width, lines = frame.width, TILE * frame.per_pixel
+    across = (width + TILE - 1) // TILE
     for start in range(0, frame.rows, lines):
-        first = start // lines * across
-        for c in range(across):
-            tiles[first + c] = np.float32(1e30)
+        line[:] = np.float32(1e30)
         for r in range(start, min(start + lines, frame.rows)):
-            for c in range(frame.width // TILE):
-                at = r * frame.width + TILE * c
-                farthest = min(min(depth[at], depth[at + 1]), min(depth[at + 2], depth[at + 3]))
-                tiles[first + c] = min(tiles[first + c], farthest)
-            for c in range(frame.width // TILE * TILE, frame.width):
-                tiles[first + across - 1] = min(tiles[first + across - 1], depth[r * frame.width + c])
+            row = depth[r * width : r * width + width]
+            for c in range(len(line)):
+                line[c] = min(line[c], row[c])
+        first = start // lines * across
+        for tile in range(across):
+            farthest = np.float32(1e30)
+            for c in range(TILE * tile, min(TILE * tile + TILE, width)):
+                farthest = min(farthest, line[c])
+            tiles[first + tile] = farthest
 
 
 @inlined

@@ -17,6 +17,7 @@ from env.engine.raster_pose import F_MAP, W_BEHIND, W_MIRRORED
 
 kernel = drawing_kernel(__file__)
 SNAP = 256.0  # OpenGL's grid per pixel
+_LEAST = 0.5 / SNAP**2  # less than any product of coordinates on that grid
 _FEW = 6  # rows of samples up to which a triangle is filled sample by sample
 _OFTEN, _BIG = 60, 2  # triangles drawn, and clusters to draw, when it is looked again at what is hidden
 
@@ -85,10 +86,13 @@ def area_of(ax, ay, bx, by, cx, cy):
 
 
 @inlined
-def _left_of(ax, ay, bx, by, x, y):
-    """Whether (x, y) is to the left of the edge from a to b; a point on it belongs to the triangle right of it, as in ``covered``."""
-    side = (bx - ax) * (y - ay) - (x - ax) * (by - ay)
-    return side > 0.0 or (side == 0.0 and by < ay)
+def _edge(ax, ay, bx, by):
+    """An edge from a to b as (dx, dy, least): (x, y) is to its left if ``dx * y - dy * x >= least``, which is exact on OpenGL's grid.
+
+    A point on the edge belongs to the triangle right of it, as in ``covered``.
+    """
+    dx, dy = bx - ax, by - ay
+    return dx, dy, dx * ay - dy * ax + (0.0 if dy < 0.0 else _LEAST)
 
 
 @inlined
@@ -120,12 +124,16 @@ def fill_few(ax, ay, az, bx, by, bz, cx, cy, cz, area, first, last, frame, depth
     """``fill`` for a small triangle, most of which hold no sample at all."""
     left, right = min(ax, bx, cx), max(ax, bx, cx)
     pixel, sloped, zx, zy = 1.0 / frame.per_pixel, False, 0.0, 0.0
+    dx0, dy0, least0 = _edge(ax, ay, bx, by)
+    dx1, dy1, least1 = _edge(bx, by, cx, cy)
+    dx2, dy2, least2 = _edge(cx, cy, ax, ay)
     for r in range(first, last):
         y, offset = (r + 0.5) * pixel, frame.offsets[r & (frame.per_pixel - 1)]
         start = max(0, np.int64(math.ceil(left - offset)))
+        in0, in1, in2 = dx0 * y - least0, dx1 * y - least1, dx2 * y - least2
         for c in range(start, min(frame.width, np.int64(math.ceil(right - offset)))):
             x = c + offset
-            if _left_of(ax, ay, bx, by, x, y) and _left_of(bx, by, cx, cy, x, y) and _left_of(cx, cy, ax, ay, x, y):
+            if (in0 >= dy0 * x) & (in1 >= dy1 * x) & (in2 >= dy2 * x):  # (without branches)
                 if not sloped:
                     sloped = True
                     zx, zy = slopes_of(ax, ay, az, bx, by, bz, cx, cy, cz, area)
@@ -148,8 +156,9 @@ def project(scene, first, n, item, item_floats, lens, screen):
     p, q, s, t = f[F_MAP + 8], f[F_MAP + 9], f[F_MAP + 10], f[F_MAP + 11]
     scale, half, unit = np.float32(lens[2] * SNAP), np.float32(0.5), np.float32(1.0 / SNAP)
     x0, y0 = np.float32(lens[0] * SNAP), np.float32(lens[1] * SNAP)
+    xs, ys, zs = scene.x[first : first + n], scene.y[first : first + n], scene.z[first : first + n]
     for k in range(n):
-        x, y, z = scene.x[first + k], scene.y[first + k], scene.z[first + k]
+        x, y, z = xs[k], ys[k], zs[k]
         near = np.float32(-1.0) / (p * x + q * y + s * z + t)
         screen[0, k] = np.floor(x0 + scale * (a * x + b * y + c * z + d) * near + half) * unit
         screen[1, k] = np.floor(y0 + scale * (e * x + g * y + h * z + i) * near + half) * unit
@@ -269,14 +278,14 @@ def fill_items(
     in use.
     """
     planes, screen, tiles, surveyed = scratch.planes, scratch.screen, scratch.tiles, n_kept
-    survey(depth, frame, tiles)
+    survey(depth, frame, tiles, scratch.line)
     for at in range(first, last):
         item, shape = order[at] + shift, scene.items[order[at], 1]
         turned = item_words[item, W_BEHIND] == 1
         flip = (item_words[item, W_MIRRORED] == 1) != turned
         set_planes(item, item_floats, frame.lens, planes)
         if n_kept - surveyed > _OFTEN and scene.shapes[shape, 1] >= _BIG:
-            survey(depth, frame, tiles)
+            survey(depth, frame, tiles, scratch.line)
             surveyed = n_kept
         for c in range(scene.shapes[shape, 0], scene.shapes[shape, 0] + scene.shapes[shape, 1]):
             seen = meets(scene.boxes, scene.cones, c, planes, item, item_floats, turned)

@@ -22,6 +22,7 @@ class Scratch(NamedTuple):
     planes: np.ndarray  # (5, 4) float32
     screen: np.ndarray  # (3, 256) float32
     tiles: np.ndarray  # (tiles,) float32, see ``survey``
+    line: np.ndarray  # (W,) float32
     shades: np.ndarray  # (2, W) int64
     eye: np.ndarray  # (3, 3)
     polygon: np.ndarray  # (4, 3)
@@ -101,7 +102,7 @@ def veil(scene, work, first, last, which, frame):
     """Transparent items, from the front to the back and from the back to the front, as MuJoCo blends them."""
     n = len(scene.items)
     if first < last:
-        survey(work.depth[which], frame, work.scratch.tiles)
+        survey(work.depth[which], frame, work.scratch.tiles, work.scratch.line)
     for k in range(2 * (last - first)):
         at = work.order[first + k if k < last - first else 2 * last - first - 1 - k]
         veil_item(
