@@ -184,7 +184,7 @@ def realtime(priority: int) -> Iterator[bool]:
 
     Whether the system allows that: it takes root or an rtprio limit, which a robot's PC has.
     """
-    before = os.sched_getscheduler(0)
+    before, priority_before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except OSError:
@@ -193,7 +193,7 @@ def realtime(priority: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        os.sched_setscheduler(0, before | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.sched_setscheduler(0, before | os.SCHED_RESET_ON_FORK, priority_before)
 
 
 @contextlib.contextmanager
