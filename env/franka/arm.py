@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +250,9 @@ class Arm:
             self._moving = True
         reached = False
         try:
-            reached = self._go(q, speed)
+            # In a thread of its own: libfranka gives the calling one real-time priority, where it may, and never takes it back.
+            with ThreadPoolExecutor(1, "move_joints") as thread:
+                reached = thread.submit(self._go, q, speed).result()
         except self.errors as error:
             self._note(driver.fault(str(error)))
         finally:
