@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from model.types import StateDictError
+
+F = TypeVar("F", bound=Callable)
+
+
+def passes_on(receiver: Callable, *filled: str) -> Callable[[F], F]:
+    """Decorator of a function whose ``**settings`` go to ``receiver``: its signature names their arguments, each of them once.
+
+    Configurations are checked against the signatures of constructors (``agent/config.py``).
+
+    Args:
+        receiver: who takes the settings; its own ``self`` is not counted.
+        filled: arguments that the function fills in itself.
+    """
+
+    def decorate(function: F) -> F:
+        own = inspect.signature(function)
+        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = {"self", *filled, *(p.name for p in named)}
+        passed = [p for p in inspect.signature(receiver).parameters.values() if p.name not in taken]
+        passed = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in passed]
+        function.__signature__ = own.replace(parameters=[*named, *passed])
+        return function
+
+    return decorate
 
 
 class SpatialEmb(nn.Module):

@@ -15,7 +15,14 @@ from model.types import Batch, Losses, ShapeError
 
 
 class RegressionPolicy(nn.Module):
-    """Base class; who inherits sets ``network``, ``horizon_steps``, ``action_dim`` and calls ``_disperse``."""
+    """Base class; who inherits sets ``network``, ``horizon_steps``, ``action_dim`` and calls ``_disperse``.
+
+    Args (of the constructors):
+        use_dispersive_loss: regularise the hidden features.
+        dispersive_loss_weight: factor of that part in the total.
+        dispersive_loss_temperature, dispersive_loss_type, dispersive_loss_layer, dispersive_loss_variant,
+        dispersive_loss_self_pairs, dispersive_loss_group_size: see ``model.common.dispersive_loss``.
+    """
 
     regression = "regression"  # what is regressed, in the names of losses
     network: nn.Module
@@ -24,21 +31,28 @@ class RegressionPolicy(nn.Module):
 
     def _disperse(
         self,
-        use: bool,
-        weight: float,
-        temperature: float,
-        kind: str,
-        layer: str,
-        variant: str,
-        self_pairs: bool,
-        group_size: int | None,
+        use_dispersive_loss: bool = False,
+        dispersive_loss_weight: float = 0.5,
+        dispersive_loss_temperature: float = 0.5,
+        dispersive_loss_type: str = "infonce_l2",
+        dispersive_loss_layer: str = "early",
+        dispersive_loss_variant: str = "corrected",
+        dispersive_loss_self_pairs: bool = True,
+        dispersive_loss_group_size: int | None = 32,
     ) -> None:
         """Settle the regulariser; see ``model.common.dispersive_loss``. Too few hidden layers are said now, not in the first
         batch."""
-        self.dispersive_loss_weight = weight
+        self.dispersive_loss_weight = dispersive_loss_weight
         self.dispersive: DispersiveLoss | None = None
-        if use:
-            self.dispersive = DispersiveLoss(kind, temperature, layer, variant, self_pairs, group_size)
+        if use_dispersive_loss:
+            self.dispersive = DispersiveLoss(
+                dispersive_loss_type,
+                dispersive_loss_temperature,
+                dispersive_loss_layer,
+                dispersive_loss_variant,
+                dispersive_loss_self_pairs,
+                dispersive_loss_group_size,
+            )
             self.dispersive.modules(self.network)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:

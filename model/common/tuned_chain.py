@@ -44,14 +44,14 @@ class TunedChain(nn.Module):
         actor: nn.Module,
         critic: nn.Module,
         n_chain_steps: int,
-        gamma_denoising: float,
-        clip_ploss_coef: float,
-        clip_ploss_coef_base: float,
-        clip_ploss_coef_rate: float,
-        clip_vloss_coef: float | None,
-        clip_advantage_lower_quantile: float,
-        clip_advantage_upper_quantile: float,
-        norm_adv: bool,
+        gamma_denoising: float = 0.99,
+        clip_ploss_coef: float = 0.01,
+        clip_ploss_coef_base: float = 1e-3,
+        clip_ploss_coef_rate: float = 3,
+        clip_vloss_coef: float | None = None,
+        clip_advantage_lower_quantile: float = 0,
+        clip_advantage_upper_quantile: float = 1,
+        norm_adv: bool = True,
     ) -> None:
         self.gamma_denoising = gamma_denoising
         self.clip_vloss_coef, self.norm_adv = clip_vloss_coef, norm_adv

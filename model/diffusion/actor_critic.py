@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import passes_on
 from model.diffusion.diffusion_rwr import RWRDiffusion
 from model.types import Obs
 
@@ -22,38 +24,9 @@ class ActorCriticDiffusion(RWRDiffusion):
     The others are explained in ``RWRDiffusion``.
     """
 
-    def __init__(
-        self,
-        actor: nn.Module,
-        critic: nn.Module,
-        horizon_steps: int,
-        obs_dim: int,
-        action_dim: int,
-        denoising_steps: int = 100,
-        predict_epsilon: bool = True,
-        denoised_clip_value: float | None = 1.0,
-        randn_clip_value: float | None = 10.0,
-        final_action_clip_value: float | None = None,
-        eps_clip_value: float | None = None,
-        use_ddim: bool = False,
-        ddim_steps: int | None = None,
-        min_sampling_denoising_std: float = 0.1,
-    ) -> None:
-        super().__init__(
-            actor,
-            horizon_steps,
-            obs_dim,
-            action_dim,
-            denoising_steps,
-            predict_epsilon,
-            denoised_clip_value,
-            randn_clip_value,
-            final_action_clip_value,
-            eps_clip_value,
-            use_ddim,
-            ddim_steps,
-            min_sampling_denoising_std,
-        )
+    @passes_on(RWRDiffusion.__init__, "network")
+    def __init__(self, actor: nn.Module, critic: nn.Module, **settings: Any) -> None:
+        super().__init__(actor, **settings)
         self.actor = self.network  # one module, two published names
         self._judge(critic)
 

@@ -6,9 +6,12 @@ pass. DDPM (arXiv:2006.11239), Diffusion Policy (arXiv:2303.04137), D2PPO.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import passes_on
 from model.common.regression import RegressionPolicy
 from model.common.vision import encode_obs
 from model.diffusion.process import DiffusionProcess, tabulate_time
@@ -20,12 +23,8 @@ class DiffusionModel(DiffusionProcess, RegressionPolicy):
 
     Args:
         network: ``(x, t, obs) -> prediction``; with a dispersive loss it also declares ``hidden_layers``.
-        use_dispersive_loss: regularise the hidden features.
-        dispersive_loss_weight: factor of that part in the total.
-        dispersive_loss_temperature, dispersive_loss_type, dispersive_loss_layer, dispersive_loss_variant,
-        dispersive_loss_self_pairs, dispersive_loss_group_size: see ``model.common.dispersive_loss``.
 
-    The others are explained in ``DiffusionProcess``.
+    The others are explained in ``DiffusionProcess`` and ``RegressionPolicy``.
 
     Raises:
         ValueError: naming the key that does not fit; with a dispersive loss also a network of fewer than three hidden
@@ -34,6 +33,7 @@ class DiffusionModel(DiffusionProcess, RegressionPolicy):
 
     regression = "diffusion"
 
+    @passes_on(RegressionPolicy._disperse)
     def __init__(
         self,
         network: nn.Module,
@@ -48,14 +48,7 @@ class DiffusionModel(DiffusionProcess, RegressionPolicy):
         eps_clip_value: float | None = None,
         use_ddim: bool = False,
         ddim_steps: int | None = None,
-        use_dispersive_loss: bool = False,
-        dispersive_loss_weight: float = 0.5,
-        dispersive_loss_temperature: float = 0.5,
-        dispersive_loss_type: str = "infonce_l2",
-        dispersive_loss_layer: str = "early",
-        dispersive_loss_variant: str = "corrected",
-        dispersive_loss_self_pairs: bool = True,
-        dispersive_loss_group_size: int | None = 32,
+        **dispersion: Any,
     ) -> None:
         super().__init__(
             horizon_steps,
@@ -72,16 +65,7 @@ class DiffusionModel(DiffusionProcess, RegressionPolicy):
         )
         tabulate_time(network, denoising_steps)
         self.network = network
-        self._disperse(
-            use_dispersive_loss,
-            dispersive_loss_weight,
-            dispersive_loss_temperature,
-            dispersive_loss_type,
-            dispersive_loss_layer,
-            dispersive_loss_variant,
-            dispersive_loss_self_pairs,
-            dispersive_loss_group_size,
-        )
+        self._disperse(**dispersion)
 
     def _task(self, batch: Batch, generator: torch.Generator | None) -> tuple[tuple, Tensor]:
         """A noised batch at random steps, and the noise in it (or the clean chunk)."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import passes_on
 from model.diffusion.actor_critic import frozen_copy, smallest
 from model.diffusion.diffusion_rwr import RWRDiffusion
 from model.types import Obs, Sample
@@ -33,42 +35,18 @@ class IDQLDiffusion(RWRDiffusion):
         ValueError: naming the key that does not fit.
     """
 
+    @passes_on(RWRDiffusion.__init__, "network")
     def __init__(
         self,
         actor: nn.Module,
         critic_q: nn.Module,
         critic_v: nn.Module,
-        horizon_steps: int,
-        obs_dim: int,
-        action_dim: int,
-        denoising_steps: int = 100,
-        predict_epsilon: bool = True,
-        denoised_clip_value: float | None = 1.0,
-        randn_clip_value: float | None = 10.0,
-        final_action_clip_value: float | None = None,
-        eps_clip_value: float | None = None,
-        use_ddim: bool = False,
-        ddim_steps: int | None = None,
-        min_sampling_denoising_std: float = 0.1,
         num_sample: int = 10,
         expectile_exploration: bool = True,
         eval_deterministic: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            actor,
-            horizon_steps,
-            obs_dim,
-            action_dim,
-            denoising_steps,
-            predict_epsilon,
-            denoised_clip_value,
-            randn_clip_value,
-            final_action_clip_value,
-            eps_clip_value,
-            use_ddim,
-            ddim_steps,
-            min_sampling_denoising_std,
-        )
+        super().__init__(actor, **settings)
         if num_sample < 1:
             raise ValueError(f"num_sample: expected at least 1, found {num_sample}")
         self.num_sample = num_sample

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import passes_on
 from model.common.tuned_chain import TunedChain
 from model.common.vision import encode_obs
 from model.diffusion.eta import EtaFixed
@@ -45,6 +47,7 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         ValueError: naming the key that does not fit.
     """
 
+    @passes_on(TunedChain._tune, "n_chain_steps")
     def __init__(
         self,
         actor: nn.Module,
@@ -56,14 +59,6 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         ft_denoising_steps: int,
         min_sampling_denoising_std: float = 0.1,
         min_logprob_denoising_std: float = 0.1,
-        gamma_denoising: float = 0.99,
-        clip_ploss_coef: float = 0.01,
-        clip_ploss_coef_base: float = 1e-3,
-        clip_ploss_coef_rate: float = 3,
-        clip_vloss_coef: float | None = None,
-        clip_advantage_lower_quantile: float = 0,
-        clip_advantage_upper_quantile: float = 1,
-        norm_adv: bool = True,
         use_ddim: bool = False,
         ddim_steps: int | None = None,
         eta: nn.Module | None = None,
@@ -74,6 +69,7 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         final_action_clip_value: float | None = None,
         eps_clip_value: float | None = None,
         reward_horizon: int | None = None,
+        **tuning: Any,
     ) -> None:
         super().__init__(
             horizon_steps,
@@ -95,19 +91,7 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         self.learn_eta = learn_eta
         self.reward_horizon = reward_horizon
         tabulate_time(actor, denoising_steps)
-        self._tune(
-            actor,
-            critic,
-            ft_denoising_steps,
-            gamma_denoising,
-            clip_ploss_coef,
-            clip_ploss_coef_base,
-            clip_ploss_coef_rate,
-            clip_vloss_coef,
-            clip_advantage_lower_quantile,
-            clip_advantage_upper_quantile,
-            norm_adv,
-        )
+        self._tune(actor, critic, ft_denoising_steps, **tuning)
         if use_ddim:
             self.eta = (EtaFixed(base_eta=1.0) if eta is None else eta).requires_grad_(learn_eta)
 

@@ -7,11 +7,12 @@ arXiv:2409.00588). This file knows tensors only; the update is in ``agent``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.common.modules import load_pretrained
+from model.common.modules import load_pretrained, passes_on
 from model.diffusion.process import DiffusionProcess, tabulate_time
 from model.types import Obs, Sample
 
@@ -31,36 +32,10 @@ class RWRDiffusion(DiffusionProcess):
 
     n_chain_steps = 0  # K: to the loop an action is an action, however it was denoised
 
-    def __init__(
-        self,
-        network: nn.Module,
-        horizon_steps: int,
-        obs_dim: int,
-        action_dim: int,
-        denoising_steps: int = 100,
-        predict_epsilon: bool = True,
-        denoised_clip_value: float | None = 1.0,
-        randn_clip_value: float | None = 10.0,
-        final_action_clip_value: float | None = None,
-        eps_clip_value: float | None = None,
-        use_ddim: bool = False,
-        ddim_steps: int | None = None,
-        min_sampling_denoising_std: float = 0.1,
-    ) -> None:
-        super().__init__(
-            horizon_steps,
-            obs_dim,
-            action_dim,
-            denoising_steps,
-            predict_epsilon,
-            denoised_clip_value,
-            randn_clip_value,
-            final_action_clip_value,
-            eps_clip_value,
-            use_ddim,
-            ddim_steps,
-        )
-        tabulate_time(network, denoising_steps)
+    @passes_on(DiffusionProcess.__init__)
+    def __init__(self, network: nn.Module, min_sampling_denoising_std: float = 0.1, **process: Any) -> None:
+        super().__init__(**process)
+        tabulate_time(network, self.denoising_steps)
         self.network = network
         self.min_sampling_denoising_std = min_sampling_denoising_std
 

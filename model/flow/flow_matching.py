@@ -18,9 +18,12 @@ forward (``torch.func.jvp``) and not differentiated. So one step, ``x_0 + u(x_0,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import passes_on
 from model.common.regression import RegressionPolicy
 from model.common.vision import encode_obs
 from model.flow.process import FlowProcess, bounded
@@ -33,12 +36,8 @@ class FlowModel(FlowProcess, RegressionPolicy):
     Args:
         network: ``(x, times, obs) -> velocity``, any network that denoises; with a dispersive loss it also declares
             ``hidden_layers``.
-        use_dispersive_loss: regularise the hidden features.
-        dispersive_loss_weight: factor of that part in the total.
-        dispersive_loss_temperature, dispersive_loss_type, dispersive_loss_layer, dispersive_loss_variant,
-        dispersive_loss_self_pairs, dispersive_loss_group_size: see ``model.common.dispersive_loss``.
 
-    The others are explained in ``FlowProcess``.
+    The others are explained in ``FlowProcess`` and ``RegressionPolicy``.
 
     Raises:
         ValueError: naming the key that does not fit; with a dispersive loss also a network of fewer than three hidden
@@ -48,6 +47,7 @@ class FlowModel(FlowProcess, RegressionPolicy):
     regression, n_draws = "flow", 1
     averaged = 0.0  # share of each batch that is trained on mean velocities over a step; the rest has d = 0
 
+    @passes_on(RegressionPolicy._disperse)
     def __init__(
         self,
         network: nn.Module,
@@ -55,27 +55,11 @@ class FlowModel(FlowProcess, RegressionPolicy):
         obs_dim: int,
         action_dim: int,
         sampling_steps: int = 4,
-        use_dispersive_loss: bool = False,
-        dispersive_loss_weight: float = 0.5,
-        dispersive_loss_temperature: float = 0.5,
-        dispersive_loss_type: str = "infonce_l2",
-        dispersive_loss_layer: str = "early",
-        dispersive_loss_variant: str = "corrected",
-        dispersive_loss_self_pairs: bool = True,
-        dispersive_loss_group_size: int | None = 32,
+        **dispersion: Any,
     ) -> None:
         super().__init__(horizon_steps, obs_dim, action_dim, sampling_steps, average_velocity=self.averaged > 0)
         self.network = network
-        self._disperse(
-            use_dispersive_loss,
-            dispersive_loss_weight,
-            dispersive_loss_temperature,
-            dispersive_loss_type,
-            dispersive_loss_layer,
-            dispersive_loss_variant,
-            dispersive_loss_self_pairs,
-            dispersive_loss_group_size,
-        )
+        self._disperse(**dispersion)
 
     def _task(self, batch: Batch, generator: torch.Generator | None) -> tuple[tuple, Tensor]:
         """Points on lines from noise to the demonstrated chunks, and the velocities there."""

@@ -17,12 +17,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.common.gaussian import GaussianModel
 from model.common.mlp import MLP
+from model.common.modules import passes_on
 from model.common.tuned_chain import TunedChain
 from model.common.vision import encode_obs
 from model.flow.process import FlowProcess, bounded
@@ -85,6 +87,7 @@ class PPOFlow(FlowProcess, TunedChain):
         ValueError: naming the key that does not fit.
     """
 
+    @passes_on(TunedChain._tune, "n_chain_steps")
     def __init__(
         self,
         actor: nn.Module,
@@ -96,30 +99,14 @@ class PPOFlow(FlowProcess, TunedChain):
         sampling_steps: int,
         average_velocity: bool,
         gamma_denoising: float = 1.0,
-        clip_ploss_coef: float = 0.01,
         clip_ploss_coef_base: float = 0.01,
-        clip_ploss_coef_rate: float = 3,
-        clip_vloss_coef: float | None = None,
-        clip_advantage_lower_quantile: float = 0,
-        clip_advantage_upper_quantile: float = 1,
-        norm_adv: bool = True,
         reward_horizon: int | None = None,
+        **tuning: Any,
     ) -> None:
         super().__init__(horizon_steps, obs_dim, action_dim, sampling_steps, average_velocity)
         self.n_draws, self.reward_horizon = sampling_steps + 1, reward_horizon
-        self._tune(
-            actor,
-            critic,
-            sampling_steps,
-            gamma_denoising,
-            clip_ploss_coef,
-            clip_ploss_coef_base,
-            clip_ploss_coef_rate,
-            clip_vloss_coef,
-            clip_advantage_lower_quantile,
-            clip_advantage_upper_quantile,
-            norm_adv,
-        )
+        tuning |= {"gamma_denoising": gamma_denoising, "clip_ploss_coef_base": clip_ploss_coef_base}
+        self._tune(actor, critic, sampling_steps, **tuning)
         self.noise = noise
 
     @torch.no_grad()

@@ -15,11 +15,13 @@ one). The published compression loss ``|x - y|`` is left out, as in its Ant conf
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.common.gaussian import HALF_LOG_2PI
+from model.common.modules import passes_on
 from model.common.tuned_chain import TunedChain
 from model.flow.process import FlowProcess, bounded
 from model.types import Obs, Sample
@@ -39,6 +41,7 @@ class GenPO(FlowProcess, TunedChain):
 
     n_draws = 2  # where x and y start
 
+    @passes_on(TunedChain._tune, "n_chain_steps", "gamma_denoising", "clip_ploss_coef_base", "clip_ploss_coef_rate")
     def __init__(
         self,
         actor: nn.Module,
@@ -49,17 +52,13 @@ class GenPO(FlowProcess, TunedChain):
         sampling_steps: int = 5,
         mixing: float = 0.95,
         clip_ploss_coef: float = 0.05,
-        clip_vloss_coef: float | None = None,
-        clip_advantage_lower_quantile: float = 0,
-        clip_advantage_upper_quantile: float = 1,
-        norm_adv: bool = True,
+        **tuning: Any,
     ) -> None:
         super().__init__(horizon_steps, obs_dim, action_dim, sampling_steps, average_velocity=False)
         if not 0 < mixing <= 1:
             raise ValueError(f"mixing: expected a number in (0, 1], found {mixing}")
         self.mixing = mixing
-        advantages = (clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv)
-        self._tune(actor, critic, 1, 1.0, clip_ploss_coef, clip_ploss_coef, 0, clip_vloss_coef, *advantages)
+        self._tune(actor, critic, 1, 1.0, clip_ploss_coef, clip_ploss_coef, 0, **tuning)
 
     def forward(self, x: Tensor, y: Tensor, obs: Obs) -> tuple[Tensor, Tensor]:
         """The doubled action that noise ``x, y (B, Ta, Da)`` becomes."""
