@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from agent.dataset.transitions import StitchedSequenceQLearningDataset
 from agent.errors import UsageError
+from agent.finetune.demonstrations import WithDemonstrations
 from agent.finetune.off_policy import OffPolicy, squared_errors, td_target
 from agent.finetune.replay import Transitions
-from agent.finetune.rlpd import from_both, no_steps_offline
 from agent.finetune.rollout import Rollout
 from agent.finetune.sac import SoftActorCritic
 from env.protocol import NpObs
@@ -29,7 +29,7 @@ from model.diffusion.actor_critic import follow, smallest
 from model.types import Obs
 
 
-class CalQL(SoftActorCritic):
+class CalQL(WithDemonstrations, SoftActorCritic):
     """Learns once per iteration: ``num_update`` minibatches off line, ``online_utd_ratio`` per collected chunk on line (half of each is
     demonstrations)."""
 
@@ -50,11 +50,10 @@ class CalQL(SoftActorCritic):
         generator: torch.Generator,
         offline: StitchedSequenceQLearningDataset,
     ) -> None:
-        super().__init__(policy, train, n_envs, generator)
-        no_steps_offline(train)
+        super().__init__(policy, train, n_envs, generator, offline)
         if offline.returns is None:
             raise UsageError("offline_dataset.get_mc_return: Cal-QL needs the demonstrations' returns; set it to true")
-        self.offline, self.collects = offline, train["train_online"]
+        self.collects = train["train_online"]
 
     def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:
         """Keep the chunks; of episodes that end, their returns. Until then nothing is known of them."""
@@ -79,7 +78,7 @@ class CalQL(SoftActorCritic):
         if rollout is not None:
             n, n_offline = self.train["online_utd_ratio"] * rollout.rewards.numel(), size // 2
         for _ in range(0 if self.exploring and rollout is not None else n):
-            self._learn(from_both(self, n_offline))
+            self._learn(self.from_both(n_offline))
         return super().learn(rollout, iteration)
 
     def _learn(self, batch: Transitions) -> None:

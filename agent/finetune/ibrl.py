@@ -8,37 +8,23 @@ The replay buffer counts as filled with the demonstrations from the start: minib
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agent.dataset.transitions import StitchedSequenceQLearningDataset
+from agent.finetune.demonstrations import WithDemonstrations
 from agent.finetune.off_policy import td_target
 from agent.finetune.replay import Transitions
-from agent.finetune.rlpd import from_both, no_steps_offline
 from agent.finetune.sac import StepLearner
 from model.diffusion.actor_critic import follow
 from model.types import Obs, Sample
 
 
-class IBRL(StepLearner):
+class IBRL(WithDemonstrations, StepLearner):
     """``critic_num_update`` minibatches of the critics and one of the actor after every ``update_freq`` steps."""
 
     SETTINGS: ClassVar = {**StepLearner.SETTINGS, "critic_num_update": int, "update_freq": int}
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        train: Mapping[str, Any],
-        n_envs: int,
-        generator: torch.Generator,
-        offline: StitchedSequenceQLearningDataset,
-    ) -> None:
-        super().__init__(policy, train, n_envs, generator)
-        no_steps_offline(train)
-        self.offline = offline
 
     def act(self, obs: Obs, noise: Tensor) -> Sample:
         """Without dropout, which is for learning."""
@@ -54,7 +40,7 @@ class IBRL(StepLearner):
             return
         share = len(self.offline) / (len(self.offline) + len(self.replay))
         for _ in range(train["critic_num_update"]):
-            batch = from_both(self, round(share * train["batch_size"]))
+            batch = self.from_both(round(share * train["batch_size"]))
             error = policy.critic_networks(batch.obs, batch.actions) - self.target(batch)
             self.step("critic", error.square().mean())
             follow(policy.target_networks, policy.critic_networks, train["target_ema_rate"])

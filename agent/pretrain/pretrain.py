@@ -147,7 +147,9 @@ class PretrainAgent:
         lr, rows = self.schedule.lr, self.train_rows
         self.policy.train()
         for chosen in _batches(rows[torch.randperm(len(rows), generator=self.order)], settings.batch_size):
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            with torch.autocast(
+                torch.device(self.device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+            ):
                 losses = self.policy.loss(self._batch(chosen), self.noise)
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()

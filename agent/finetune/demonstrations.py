@@ -1,0 +1,45 @@
+"""What the algorithms share that learn from demonstrations beside their own experience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from agent.dataset.transitions import StitchedSequenceQLearningDataset
+from agent.errors import UsageError
+from agent.finetune.replay import Transitions, mixed
+
+
+class WithDemonstrations:
+    """Stands before an ``OffPolicy`` algorithm in the list of bases: ``offline`` are the demonstrations' transitions.
+
+    Raises:
+        UsageError: returns of several chunks are asked for, which demonstrations' transitions do not have.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        train: Mapping[str, Any],
+        n_envs: int,
+        generator: torch.Generator,
+        offline: StitchedSequenceQLearningDataset,
+    ) -> None:
+        super().__init__(policy, train, n_envs, generator)
+        if train["n_step_returns"] != 1:
+            raise UsageError(f"train.n_step_returns: with demonstrations only 1, found {train['n_step_returns']}")
+        self.offline = offline
+
+    def from_both(self, n_offline: int) -> Transitions:
+        """A minibatch of which ``n_offline`` are the demonstrations' and the others the replay buffer's."""
+        train, g = self.train, self.generator
+        if not n_offline:
+            return self.batch()
+        offline = self.offline.sample(n_offline, g, train["gamma"], train["scale_reward_factor"])
+        rest = train["batch_size"] - n_offline
+        if not rest:
+            return offline
+        return mixed(offline, self.replay.sample(rest, g, train["gamma"], train["n_step_returns"]))
