@@ -1,61 +1,14 @@
-"""Statistics of what was measured: intervals, explained variance, running moments, means over minibatches."""
+"""Statistics of training: explained variance, running moments, means over minibatches. Those of results: ``agent/eval/statistics.py``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate: ``successes`` of ``n`` episodes, two-sided, coverage ``level``.
-
-    Nothing measured (``n = 0``) is ``(nan, nan)``, not zero.
-
-    Raises:
-        ValueError: counts or a level that make no sense.
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"expected 0 <= successes <= n, found successes={successes}, n={n}")
-    _check_level(level)
-    if n == 0:
-        return math.nan, math.nan
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    rate, weight = successes / n, z * z / n
-    centre = rate + weight / 2
-    half = z * math.sqrt(rate * (1 - rate) / n + weight / (4 * n))
-    # At the ends the bound is exactly 0 or 1; rounding must not say otherwise.
-    low = 0.0 if successes == 0 else (centre - half) / (1 + weight)
-    high = 1.0 if successes == n else (centre + half) / (1 + weight)
-    return low, high
-
-
-def bootstrap_interval(values: Any, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values (n,)``; same seed, same interval. No values: ``(nan,
-    nan)``.
-
-    Raises:
-        ValueError: values that are not finite numbers in one dimension, or a level outside (0, 1).
-    """
-    values = np.asarray(values, dtype=np.float64)
-    _check_level(level)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"expected one dimension of finite values, found shape {values.shape}")
-    if values.size == 0:
-        return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, 2_000_000 // values.size)  # bounds the memory of the index table
-    for start in range(0, resamples, rows):
-        block = means[start : start + rows]
-        block[:] = values[rng.integers(values.size, size=(block.size, values.size))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def explained_variance(predictions: Tensor, targets: Tensor) -> float:
@@ -120,8 +73,3 @@ class RunningMean:
             weights = np.array(self._weights[name])
             means[name] = float(np.dot(torch.stack(values).double().cpu().numpy(), weights) / weights.sum())
         return means
-
-
-def _check_level(level: float) -> None:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level: expected a number between 0 and 1, found {level}")

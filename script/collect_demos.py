@@ -33,8 +33,8 @@ from tqdm import tqdm  # noqa: E402
 from agent.dataset.demos import save_demos  # noqa: E402
 from agent.download import forget  # noqa: E402
 from agent.errors import DatasetError, UsageError  # noqa: E402
+from agent.eval.statistics import wilson_interval  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
-from agent.metrics import wilson_interval  # noqa: E402
 from env.engine.camera_gl import choose_backend  # noqa: E402
 from env.engine.renderers import NATIVE, RENDERERS, resolve  # noqa: E402
 from env.errors import EnvError  # noqa: E402

@@ -33,8 +33,8 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from agent.deployment import LocalPolicy  # noqa: E402
 from agent.errors import UsageError  # noqa: E402
+from agent.eval.statistics import wilson_interval  # noqa: E402
 from agent.files import atomic_write  # noqa: E402
-from agent.metrics import wilson_interval  # noqa: E402
 from env.errors import EnvError  # noqa: E402
 from env.franka.cell import SIMULATED, Cell, make_cell  # noqa: E402
 from env.franka.frames import Transform  # noqa: E402

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from agent.behaviour import load_behaviour
 from agent.dataset.demos import save_demos
 from agent.errors import UsageError
+from agent.eval.statistics import bootstrap_interval
 from agent.files import atomic_write
 from agent.finetune.rollout import threads_for
-from agent.metrics import bootstrap_interval
 from env.normalizer import Normalizer
 from env.registry import Expert, make_vector_env
 

@@ -17,8 +17,8 @@ from torch import nn
 from tqdm import tqdm
 
 from agent.errors import UsageError
+from agent.eval.statistics import bootstrap_interval, wilson_interval
 from agent.finetune.rollout import threads_for, to_torch
-from agent.metrics import bootstrap_interval, wilson_interval
 from env.protocol import VectorEnv
 
 NOISE_KEY = 0x5A  # keeps an episode's sampling noise apart from whatever the environment draws from the same seed
