@@ -94,6 +94,10 @@ COMMON: Section = {
         "image_keys": list,
         "subset": str,
         "dataset": str,
+        "furniture": str,
+        "randomness": str,
+        "chunks": int,
+        "pairs": int,
     },
     "model": dict,
 }
@@ -118,6 +122,16 @@ _ENV: Section = {
     "img_cond_steps": int,
     "render_quality": str,
     "renderer": str,
+    "specific": {
+        "furniture": str,
+        "randomness": str,
+        "headless": bool,
+        "sparse_reward": bool,
+        "gpu_id": int,
+        "obs_steps": int,
+        "act_steps": int,
+        "normalization_path": optional(str),
+    },
     "wrappers": {
         "robomimic_lowdim": {"normalization_path": optional(str), "low_dim_keys": list},
         "mujoco_locomotion_lowdim": {"normalization_path": optional(str)},

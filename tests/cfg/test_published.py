@@ -1,6 +1,6 @@
-"""Every leaf of the diffusion MLP policies against the published configuration of the same name, key by key.
+"""Every leaf of the diffusion MLP policies, and every one of Furniture-Bench, against the published configuration of the same name, key by key.
 
-91 of the 463 published files (``tests/published_configs.py``): 51 of robomimic, 25 of locomotion, 15 of D3IL. Whatever differs here
+176 of the 463 published files (``tests/published_configs.py``): 51 of robomimic, 25 of locomotion, 15 of D3IL, 85 of Furniture-Bench. Whatever differs here
 stands in ``DIFFERENCES`` with its reason, and a difference that no longer exists must be taken out.
 """
 
@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("lift", "can", "square", "transport")
 BODIES = ("hopper", "walker2d", "halfcheetah")
 AVOID = ("avoid_m1", "avoid_m2", "avoid_m3")
+FURNITURE = tuple(f"{name}_{randomness}" for name in ("one_leg", "lamp", "round_table") for randomness in ("low", "med"))
+POLICIES = ("diffusion_mlp", "diffusion_unet", "gaussian_mlp")  # of Furniture-Bench
 register_resolvers()
 
 
@@ -110,6 +112,42 @@ DIFFERENCES = [
     Difference("*/finetune/avoid_m?/*", "train.plotter.*", ABSENT, "script/avoid_figure.py draws it"),
     Difference("*/finetune/avoid_m?/*", "train.force_train", ABSENT, "evaluation has an environment of its own"),
     Difference("*/finetune/avoid_m?/*", "train.render.num", 0, "was for the plotter"),
+    # ----------------------------------------------------------------------------------------------- Furniture-Bench
+    *(Difference("*/pretrain/*", key, ABSENT, "task.furniture, task.randomness") for key in ("task", "randomness")),
+    *(
+        Difference(f"*/{stage}/{task}/*", key, f"$DATA/furniture/{task}/normalization.npz", "theirs is read, too")
+        for stage in ("finetune", "eval")
+        for task in FURNITURE
+        for key in ("normalization_path", "env.specific.normalization_path")
+    ),
+    *(
+        Difference(f"*/finetune/*_{randomness}/ft_ppo_diffusion_*", key, ABSENT, "EtaFixed has no network")
+        for randomness in ("low", "med")
+        for key in ("use_ddim", "model.eta.*_dim", "model.eta.mlp_dims")
+    ),
+    *(
+        Difference(f"*/eval/*_{randomness}/*", key, ABSENT, "model.use_ddim, model.ddim_steps")
+        for randomness in ("low", "med")
+        for key in ("use_ddim", "ddim_steps")
+    ),
+    *(
+        Difference(rows, key, ours, "those of one_leg are not theirs")
+        for rows in ("d2ppo/eval/lamp_*", "d2ppo/eval/round_table_*")
+        for keys, ours in (
+            (("obs_dim", "model.obs_dim", "model.network.cond_dim"), 44),
+            (("env.max_episode_steps",), 1000),
+            (("env.best_reward_threshold_for_success",), 2),
+        )
+        for key in keys
+    ),
+    *(
+        Difference("d2ppo/pretrain/one_leg_med/*_dispersive", key, 58, "44 does not fit the data")
+        for key in ("obs_dim", "model.obs_dim", "model.network.cond_dim")
+    ),
+    *(
+        Difference(f"*/finetune/{task}/*_unet", "model.actor.groupnorm_eps", 1e-5, "as in pre-training")
+        for task in ("one_leg_med", "round_table_low")
+    ),
     # ------------------------------------------------------------------------- minibatches of (chunk, step) pairs
     Difference("*/finetune/*-v2/ft_ppo_diffusion_mlp", "train.batch_size", 50000, "5000 chunks of 10 steps"),
     Difference("*/finetune/*-v2/ppo_diffusion_mlp", "train.batch_size", 20000, "1000 chunks of 20 steps"),
@@ -123,13 +161,13 @@ DIFFERENCES = [
 PUBLISHED = {  # repository/stage/task/config
     re.sub(r"/[a-z0-9]+/", "/", row, count=1): flat
     for row, flat in published().items()
-    if re.fullmatch(r"(pre_diffusion_mlp(_dispersive)?|ft_ppo_diffusion_mlp|eval_diffusion_mlp)(_img)?|ppo_diffusion_mlp", row.split("/")[-1])
-    and "/furniture/" not in row
+    if "/furniture/" in row
+    or re.fullmatch(r"(pre_diffusion_mlp(_dispersive)?|ft_ppo_diffusion_mlp|eval_diffusion_mlp)(_img)?|ppo_diffusion_mlp", row.split("/")[-1])
 }
 
 
 def suite(task: str) -> str:
-    return "robomimic" if task in TASKS else "d3il" if task in AVOID else "gym"
+    return "robomimic" if task in TASKS else "d3il" if task in AVOID else "furniture" if task in FURNITURE else "gym"
 
 
 @functools.cache
@@ -220,9 +258,20 @@ def test_every_task_has_every_configuration():
         for name in leaves
     }
     never |= {leaf for leaf in d3il if leaf.startswith("eval")}
-    assert (wanted | gym | d3il) - never == {row.split("/", 1)[1] for row in PUBLISHED}
+    furniture = {
+        f"{stage}/{task}/{name}"
+        for task in FURNITURE
+        for stage, names in (
+            ("pretrain", [f"pre_{name}" for name in POLICIES] + ["pre_diffusion_mlp_dispersive"]),
+            ("finetune", [f"ft_ppo_{name}" for name in POLICIES]),
+            ("eval", [f"eval_{name}" for name in POLICIES]),
+        )
+        for name in names
+    }
+    never |= {leaf for leaf in furniture if leaf.startswith("eval") and not leaf.endswith("eval_diffusion_mlp")}
+    assert (wanted | gym | d3il | furniture) - never == {row.split("/", 1)[1] for row in PUBLISHED}
     leaves = [f"robomimic/{leaf}" for leaf in wanted] + [f"gym/{leaf}" for leaf in gym]
-    leaves += [f"d3il/{leaf}" for leaf in d3il]
+    leaves += [f"d3il/{leaf}" for leaf in d3il] + [f"furniture/{leaf}" for leaf in furniture]
     missing = [leaf for leaf in sorted(leaves) if not (ROOT / "cfg" / f"{leaf}.yaml").is_file()]
     assert not missing
 
@@ -231,7 +280,7 @@ def test_every_task_has_every_configuration():
     ("task", "obs"),
     [(task, obs) for task in TASKS for obs in ("", "_img")]
     + [(f"{body}-medium-v2", "") for body in BODIES]
-    + [(task, "") for task in AVOID],
+    + [(task, "") for task in (*AVOID, *FURNITURE)],
 )
 def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
     plain, dispersive = (
@@ -256,6 +305,8 @@ def test_the_dispersive_loss_is_all_that_sets_its_leaves_apart(task, obs):
         ("walker2d-v2/ft_ppo_diffusion_mlp", 568_392, 136_449),
         ("halfcheetah-v2/ppo_diffusion_mlp", 549_942, 136_449),
         ("avoid_m1/ft_ppo_diffusion_mlp", 545_336, 133_121),
+        ("one_leg_low/ft_ppo_diffusion_mlp", 6_640_368, 556_033),
+        ("lamp_med/ft_ppo_diffusion_unet", 6_806_170, 548_865),
         ("lift/ft_ppo_diffusion_mlp", 573_516, 136_961),
         ("can/ft_ppo_diffusion_mlp", 575_564, 137_985),
         ("square/ft_ppo_diffusion_mlp", 2_305_212, 137_985),
