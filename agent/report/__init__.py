@@ -1,0 +1,1 @@
+"""Finished runs, read, compared and shown on one page."""
