@@ -59,7 +59,7 @@ def optimizer_settings(name: str) -> Section:
     return {f"{name}_lr": NUMBER, f"{name}_weight_decay": NUMBER, f"{name}_lr_scheduler": SCHEDULE}
 
 
-_LATEST: Section = {"save_model_freq": int, "latest_every_s": NUMBER, "val_freq": int}
+_LATEST: Section = {"save_model_freq": int, "latest_every_s": NUMBER, "val_freq": int, "diagnostics_freq": int}
 _SHAPE_META: Section = {"obs": {"rgb": {"shape": list}, "state": {"shape": list}}, "action": {"shape": list}}
 COMMON: Section = {
     "_target_": str,
@@ -155,10 +155,11 @@ STAGES: dict[str, Section] = {
         "train_dataset_path": str,
         "train_dataset": dict,
         "ema": {"decay": NUMBER, "per": str},
-        "dispersive_loss_weight": NUMBER,
+        "dispersive_loss_weight": (*NUMBER, str),
         "dispersive_loss_temperature": NUMBER,
         "dispersive_loss_type": str,
         "dispersive_loss_layer": str,
+        "dispersive_queue": int,
         "train": {
             **_LATEST,
             "n_epochs": int,
@@ -171,7 +172,6 @@ STAGES: dict[str, Section] = {
             "precision": str,
             "train_split": NUMBER,
             "log_freq": int,
-            "diagnostics_freq": int,
         },
     },
     "finetune": {
@@ -229,6 +229,7 @@ POSITIVE = {
             "update_epochs",
             "save_model_freq",
             "val_freq",
+            "diagnostics_freq",
         )
     ),
 }

@@ -20,6 +20,7 @@ from agent.agent import build, read, resolve_device, seed_everything
 from agent.errors import CheckpointError
 from agent.eval import EvalResult, evaluate, is_solvable
 from agent.eval.video import EPISODES, record_video
+from agent.features import diagnose
 from agent.finetune import base_policy
 from agent.finetune.algorithm import make_algorithm
 from agent.finetune.preflight import check_memory
@@ -30,6 +31,7 @@ from agent.resume import resume_point
 from env.protocol import episode_seed
 from env.registry import check_task, make_vector_env
 from env.robomimic.env_meta import check_configured
+from model.common.feature_diagnostics import MAX_ROWS
 from model.common.modules import strict_load
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,8 @@ class FinetuneAgent:
                 metrics = self._collect(rollout, bar)
             metrics |= self.algorithm.update(rollout, self.iteration)
             self.iteration += 1
+            if rollout is not None and self.iteration % self.train.get("diagnostics_freq", 1) == 0:
+                metrics |= self._diagnose(rollout)
             if (
                 self.iteration % self.train["val_freq"] == 0 and self.iteration < n_iterations
             ):  # at the end there is a better one
@@ -239,6 +243,13 @@ class FinetuneAgent:
             "time/collect": seconds,
             "time/env_steps_per_s": n_chunks * per_chunk / seconds,
         }
+
+    def _diagnose(self, rollout: Rollout) -> dict[str, float]:
+        """What hidden features make of the observations of this iteration (``agent.features``). Shifts no random numbers."""
+        n = rollout.rewards.numel()
+        rows = torch.linspace(0, n - 1, min(n, MAX_ROWS)).long()
+        obs = {key: value.flatten(0, 1)[rows.to(value.device)].to(self.device) for key, value in rollout.obs.items()}
+        return diagnose(self.policy, obs, torch.Generator(self.device).manual_seed(self.iteration))
 
     def _save(self, numbered: bool) -> None:
         cfg = self.cfg

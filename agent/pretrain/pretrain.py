@@ -29,16 +29,18 @@ from agent.errors import DatasetError, UsageError
 from agent.logger import CHECKPOINTS, RunLogger, locate_run
 from agent.metrics import RunningMean
 from agent.optim import EMA, CosineAnnealingWarmupRestarts
+from agent.pretrain.diagnostics import Diagnostics
 from agent.pretrain.plot import loss_curve
 from agent.pretrain.settings import PretrainSettings
 from agent.resume import resume_point
 from env.normalizer import Normalizer
+from model.common.dispersion import Dispersion
+from model.common.feature_diagnostics import MAX_ROWS
 from model.common.modules import strict_load
 from model.types import Batch, NonFiniteError
 
 log = logging.getLogger(__name__)
 
-SATURATED = 1e-4  # gradient of the dispersive part relative to the diffusion part, below which it does nothing
 _SPLIT, _ORDER, _NOISE, _VALIDATION, _DIAGNOSTICS = range(5)  # what random numbers are drawn for
 
 
@@ -83,7 +85,7 @@ class PretrainAgent:
         self.ema = EMA(self.policy, settings.ema_decay, warmup=settings.ema_per == "step")
         self.order = _generator(settings.seed, _ORDER)
         self.noise = _generator(settings.seed, _NOISE, self.device)
-        self.epoch, self.wall_seconds, self._warned = 0, 0.0, False
+        self.epoch, self.wall_seconds, self.diagnostics = 0, 0.0, Diagnostics(self.policy)
         self.images = None
         if self.dataset.images is not None:
             self.images = images.of_demonstrations(self.dataset.path)
@@ -167,7 +169,7 @@ class PretrainAgent:
         metrics = {f"train/{name}": value for name, value in train.items()} | {"train/lr": lr}
         if len(self.val_rows) and self._due(settings.val_freq):
             metrics |= self._validate()
-        if self.epoch == 1 or self._due(settings.diagnostics_freq):
+        if self.epoch == 1 or self._due(settings.diagnostics_freq) or self.diagnostics.undecided:
             metrics |= self._diagnose()
         return metrics | {"time/epoch": seconds, "time/samples_per_s": len(rows) / seconds}
 
@@ -208,24 +210,13 @@ class PretrainAgent:
             means.add({"loss": losses.total, **losses.parts}, weight=len(chosen))
 
     def _diagnose(self) -> dict[str, float]:
-        """What the policy says of its regulariser on one batch (``policy.diagnostics``, where it has one). Shifts no
-        random numbers."""
-        diagnostics = getattr(self.policy, "diagnostics", None)
-        if diagnostics is None:
-            return {}
+        """What features and regulariser are like on one batch (``agent.pretrain.diagnostics``). Shifts no random numbers."""
         generator = _generator(self.settings.seed, _DIAGNOSTICS, "cpu", self.epoch)
-        rows = self.train_rows[torch.randperm(len(self.train_rows), generator=generator)[: self.settings.batch_size]]
+        n = max(self.settings.batch_size, MAX_ROWS)
+        rows = self.train_rows[torch.randperm(len(self.train_rows), generator=generator)[:n]]
         noise = _generator(self.settings.seed, _DIAGNOSTICS, self.device, self.epoch)
         with torch.random.fork_rng(devices=[self.device] if self.device != "cpu" else []):
-            found = {name: float(value) for name, value in diagnostics(self._batch(rows), noise).items()}
-        if found.get("gradient_norm_ratio", 1.0) < SATURATED and not self._warned:
-            self._warned = True
-            log.warning(
-                "the dispersive loss no longer acts (its gradient is %.1e of the diffusion loss's): "
-                "try another dispersive_loss_layer, temperature or weight",
-                found["gradient_norm_ratio"],
-            )
-        return {f"dispersive/{name}": value for name, value in found.items()}
+            return self.diagnostics(self._batch(rows), self.settings.batch_size, noise)
 
     def _report(self, metrics: dict[str, float], bar: tqdm) -> None:
         bar.update()
@@ -270,11 +261,16 @@ class PretrainAgent:
                 "ema_updates": self.ema.updates,
                 "images": self.images,
                 "wall_seconds": self.wall_seconds,
+                "dispersion": None if self._dispersion is None else self._dispersion.state_dict(),
             },
         }
         if numbered:
             checkpoint.save(self._path(), payload)
         checkpoint.save(self.logger.logdir / CHECKPOINTS / "latest.pt", payload)
+
+    @property
+    def _dispersion(self) -> Dispersion | None:
+        return getattr(self.policy, "dispersion", None)
 
     def _path(self) -> Path:
         return self.logger.logdir / CHECKPOINTS / f"state_{self.epoch}.pt"
@@ -293,6 +289,10 @@ class PretrainAgent:
             self.noise.set_state(extra["noise"])
             self.epoch, self.wall_seconds = payload["epoch"], extra["wall_seconds"]
             checkpoint.set_rng_state(payload["rng"])
+            if self._dispersion is not None and extra.get(
+                "dispersion"
+            ):  # absent in older runs, whose settings were all fixed
+                self._dispersion.load_state_dict(extra["dispersion"])
         dropped = self.logger.truncate_after("epoch", self.epoch)
         log.info("going on after epoch %d (%d later rows of metrics dropped)", self.epoch, dropped)
 

@@ -22,6 +22,9 @@ estimate: their share, ``1 / B`` of the whole batch, is added exactly. In groups
 ``mean_{i != j} ((z_i'z_j)^2 - sum_m z_im^2 z_jm^2)``, which estimates the same sum without the bias ``tr(C)^2 / B`` of the
 quadratic form. ``released`` knows no groups.
 
+A batch of few rows has few pairs. With a ``queue`` of rows of earlier batches every row of the batch is compared with all
+rows of batch and queue; these do not move: no gradient reaches them.
+
 Self-pairs give ``infonce_l2`` a floor, ``-log B``, as in Wang & He. Without them nothing bounds it: on Lift's demonstrations the
 last hidden layer's features ran away within 40 epochs.
 """
@@ -53,6 +56,7 @@ def dispersive_loss(
     self_pairs: bool = True,
     variant: str = "corrected",
     group_size: int | None = None,
+    queue: Tensor | None = None,
 ) -> Tensor:
     """The dispersive loss of one batch of features, 0-d and differentiable.
 
@@ -62,11 +66,14 @@ def dispersive_loss(
         temperature: ``tau > 0``, of the two infonce kinds.
         self_pairs: count the pairs ``i = j``; ``released`` always does.
         variant: one of ``VARIANTS``.
-        group_size: compare only within groups of about this many rows (module docstring); None: all pairs.
+        group_size: compare only within groups of about this many rows (module docstring); None: all pairs. Nothing is
+            grouped where there is a queue.
+        queue: ``(Q, D)``, features of earlier batches: pairs ``(i, j)`` are then of a row ``i`` of the batch and any
+            ``j`` of batch or queue, the share of self-pairs is ``1 / (B + Q)``, the covariance that of all rows.
 
     Raises:
-        ValueError: an unknown name, a temperature that is not positive, or fewer than two rows (nothing to
-            disperse; only ``released`` answers 0 there, as published).
+        ValueError: an unknown name, a temperature that is not positive, a queue of other features or with
+            ``released``, or fewer than two rows (nothing to disperse; only ``released`` answers 0 there, as published).
     """
     _choose("dispersive_loss_type", kind, KINDS)
     _choose("dispersive_loss_variant", variant, VARIANTS)
@@ -76,27 +83,31 @@ def dispersive_loss(
         raise ValueError(f"dispersive loss: expected features (B, D), found shape {tuple(features.shape)}")
     z = features.flatten(1)
     released = variant == "released"
-    if z.shape[0] < 2:
+    if queue is not None and (released or queue.shape[1:] != z.shape[1:]):
+        wanted = "none, as published (released)" if released else f"(Q, {z.shape[1]})"
+        raise ValueError(f"dispersive_queue: expected {wanted}, found {tuple(queue.shape)}")
+    if z.shape[0] + (0 if queue is None else len(queue)) < 2:
         if released:
             return z.sum() * 0
         raise ValueError(
             f"dispersive loss: expected at least two samples in a batch, found {z.shape[0]}; "
             "use a larger batch_size, or drop a last batch of one sample"
         )
-    grouped = not released and group_size is not None and group_size < z.shape[0]
+    everything = None if queue is None else torch.cat([z, queue.detach()])
+    grouped = not released and queue is None and group_size is not None and group_size < z.shape[0]
     if kind == "covariance":
-        return _covariance_of_pairs(z, group_size) if grouped else _covariance(z, diagonal=released)
-    n = z.shape[0]
-    own = 1 / n if self_pairs or released else 0.0
+        whole = z if everything is None else everything
+        return _covariance_of_pairs(z, group_size) if grouped else _covariance(whole, diagonal=released)
+    own = 1 / len(z if everything is None else everything) if self_pairs or released else 0.0
     z = _grouped(z, group_size if grouped else None)
     scale = 1.0 if released else 1 / z.shape[-1]
     if kind == "hinge":
-        penalty = F.relu(1 - _squared_distances(z) * scale).square()
-        return own + (1 - own) * _fill_diagonal(penalty, 0).sum() / _n_pairs(z)
+        penalty = F.relu(1 - _squared_distances(z, everything) * scale).square()
+        return own + (1 - own) * _fill_diagonal(penalty, 0).sum() / _n_pairs(penalty)
     if kind == "infonce_cosine":
-        others, self_value = _log_mean_exp(_cosines(z) / temperature), 1 / temperature
+        others, self_value = _log_mean_exp(_cosines(z, everything) / temperature), 1 / temperature
     else:
-        others, self_value = _log_mean_exp(_squared_distances(z) * (-scale / temperature)), 0.0
+        others, self_value = _log_mean_exp(_squared_distances(z, everything) * (-scale / temperature)), 0.0
     if not own:
         return others
     return torch.logaddexp(others + math.log1p(-own), others.new_tensor(self_value + math.log(own)))
@@ -129,35 +140,47 @@ def _grouped(z: Tensor, size: int | None) -> Tensor:
     return z.reshape(n, n_groups, -1).transpose(0, 1)
 
 
-def _squared_distances(z: Tensor) -> Tensor:
-    """``(G, n, D)`` to ``(G, n, n)``, exactly 0 on the diagonal.
+def _squared_distances(z: Tensor, everything: Tensor | None = None) -> Tensor:
+    """Of rows ``(G, n, D)`` within their group, ``(G, n, n)``, exactly 0 on the diagonal; or to all of ``everything (m, D)``,
+    whose first ``n`` rows they are, ``(1, n, m)``.
 
     Centred first: distances do not see a shift, but float32 cancellation does.
     """
-    gram = _Gram.apply(z - z.mean(dim=-2, keepdim=True).detach())
-    norm = gram.diagonal(dim1=-2, dim2=-1)
-    return (norm[:, :, None] + norm[:, None, :] - 2 * gram).clamp(min=0)
+    centre = (z if everything is None else everything).mean(dim=-2, keepdim=True).detach()
+    if everything is None:
+        gram = _Gram.apply(z - centre)
+        norm = gram.diagonal(dim1=-2, dim2=-1)
+        return (norm[:, :, None] + norm[:, None, :] - 2 * gram).clamp(min=0)
+    z, everything = z - centre, everything - centre
+    norms = z.square().sum(dim=-1)[..., None] + everything.square().sum(dim=-1)
+    return (norms - 2 * z @ everything.mT).clamp(min=0)
 
 
-def _cosines(z: Tensor) -> Tensor:
-    """``(G, n, D)`` to ``(G, n, n)``; 0 where a row is 0."""
+def _cosines(z: Tensor, everything: Tensor | None = None) -> Tensor:
+    """As ``_squared_distances``; 0 where a row is 0."""
+    if everything is not None:
+        return _unit(z) @ _unit(everything).mT
     gram = _Gram.apply(z)
     inverse = gram.diagonal(dim1=-2, dim2=-1).clamp(min=_MIN_SQUARED_NORM).rsqrt()
     return gram * inverse[:, :, None] * inverse[:, None, :]
 
 
+def _unit(z: Tensor) -> Tensor:
+    return z * z.square().sum(dim=-1, keepdim=True).clamp(min=_MIN_SQUARED_NORM).rsqrt()
+
+
 def _fill_diagonal(matrix: Tensor, value: float) -> Tensor:
-    """A copy of ``(..., n, n)`` with a constant on its diagonal."""
-    return matrix.masked_fill(torch.eye(matrix.shape[-1], dtype=torch.bool, device=matrix.device), value)
+    """A copy of ``(..., n, m)`` with a constant on its diagonal."""
+    return matrix.masked_fill(torch.eye(*matrix.shape[-2:], dtype=torch.bool, device=matrix.device), value)
 
 
-def _n_pairs(z: Tensor) -> int:
-    """How many ordered pairs ``i != j`` there are in ``z (G, n, ...)``."""
-    return z.shape[0] * z.shape[1] * (z.shape[1] - 1)
+def _n_pairs(matrix: Tensor) -> int:
+    """How many entries of ``(G, n, m)`` are beside the diagonal."""
+    return matrix.shape[0] * matrix.shape[1] * (matrix.shape[2] - 1)
 
 
 def _log_mean_exp(logits: Tensor) -> Tensor:
-    """Over the pairs ``i != j`` of ``(G, n, n)``."""
+    """Over the pairs ``i != j`` of ``(G, n, m)``."""
     return _fill_diagonal(logits, -math.inf).logsumexp(dim=(0, 1, 2)) - math.log(_n_pairs(logits))
 
 
@@ -175,7 +198,7 @@ def _covariance_of_pairs(z: Tensor, size: int) -> Tensor:
     """The U-statistic of the module docstring, over pairs within groups."""
     z = _grouped(z - z.mean(dim=0), size)
     products = _Gram.apply(z).square() - _Gram.apply(z.square())
-    return _fill_diagonal(products, 0).sum() / _n_pairs(z)
+    return _fill_diagonal(products, 0).sum() / _n_pairs(products)
 
 
 @contextmanager
@@ -281,13 +304,17 @@ class DispersiveLoss:
             return pick_released(network, self.layer)
         return pick(getattr(network, "hidden_layers", ()), self.layer, type(network).__name__)
 
-    def __call__(self, features: Sequence[Tensor]) -> Tensor:
-        """The mean over ``features``, each ``(B, ...)``; ``ValueError`` if nothing was recorded."""
+    def __call__(self, features: Sequence[Tensor], queues: Sequence[Tensor | None] = ()) -> Tensor:
+        """The mean over ``features``, each ``(B, ...)``, with each one's queue ``(Q, D)`` where there are queues;
+        ``ValueError`` if nothing was recorded."""
         if not features:
             raise ValueError("dispersive loss: no features were recorded; the network must run inside record_outputs")
         settings = (self.kind, self.temperature, self.self_pairs, self.variant, self.group_size)
         with torch.autocast(features[0].device.type, enabled=False):  # a difference of large squares: not in bfloat16
-            losses = [dispersive_loss(z.float() if z.dtype == torch.bfloat16 else z, *settings) for z in features]
+            losses = [
+                dispersive_loss(z.float() if z.dtype == torch.bfloat16 else z, *settings, queue)
+                for z, queue in zip(features, queues or [None] * len(features), strict=True)
+            ]
         return torch.stack(losses).mean()
 
     def floor(self, n: int) -> float:
@@ -308,48 +335,14 @@ class DispersiveLoss:
             return own + math.log1p((n - 1) * math.exp(apart - own)) - math.log(n)
         return 1 / n if self.kind == "hinge" and self_pairs else 0.0
 
+    def ceiling(self) -> float:
+        """Its value where all features coincide; NaN for ``covariance``, which cannot tell that from features far apart."""
+        return {"infonce_l2": 0.0, "infonce_cosine": 1 / self.temperature, "hinge": 1.0}.get(self.kind, math.nan)
 
-@torch.no_grad()
-def feature_diagnostics(
-    features: Tensor, settings: DispersiveLoss | None = None, max_rows: int = 256
-) -> dict[str, Tensor]:
-    """How spread out a batch of features is; 0-d tensors, nothing is synchronised to the host.
-
-    * ``effective_rank``: exp of the entropy of the normalised singular values of the centred features (Roy & Vetterli
-      2007)
-    * ``participation_ratio``: ``(sum l)^2 / sum l^2`` over the eigenvalues of their covariance
-    * ``distance_mean``, ``distance_min``: over pairs, root mean square per dimension (``sqrt(d^2 / D)``)
-    * ``feature_norm``: mean Euclidean norm
-    * ``gap_to_floor`` (with ``settings``): the loss minus its lowest value, near 0 where it is saturated and no longer
-      acts; NaN where it has no lowest value (see ``DispersiveLoss.floor``)
-
-    Args:
-        features: ``(B, ...)`` with ``B >= 2``.
-        settings: of the loss in use.
-        max_rows: only the first rows count, to keep it cheap (the eigenvalues cost O(rows^3)).
-    """
-    if features.ndim < 2 or features.shape[0] < 2:
-        raise ValueError(f"feature diagnostics: expected features (B >= 2, D), found shape {tuple(features.shape)}")
-    z = features.detach().flatten(1)[:max_rows].float()
-    n, dim = z.shape
-    centred = z - z.mean(dim=0)
-    eigenvalues = torch.linalg.eigvalsh(centred @ centred.mT if n <= dim else centred.mT @ centred).clamp(min=0)
-    singular = eigenvalues.sqrt()
-    tiny = torch.finfo(z.dtype).tiny
-    p = singular / singular.sum().clamp(min=tiny)
-    distance = (_squared_distances(z[None])[0] / dim).sqrt()
-    report = {
-        "effective_rank": torch.special.entr(p).sum().exp(),
-        "participation_ratio": eigenvalues.sum().square() / eigenvalues.square().sum().clamp(min=tiny),
-        "distance_mean": distance.sum() / (n * (n - 1)),
-        "distance_min": _fill_diagonal(distance, math.inf).min(),
-        "feature_norm": z.norm(dim=1).mean(),
-    }
-    if settings is not None:
-        floor = settings.floor(n)
-        loss = settings([z])
-        report["gap_to_floor"] = loss - floor if math.isfinite(floor) else torch.full_like(loss, math.nan)
-    return report
+    def saturation(self, loss: Tensor, n: int) -> Tensor:
+        """Where between all features alike (0) and as far apart as the loss can tell (1) a batch of ``n`` rows is; NaN where
+        there is no floor. Near 1 the gradient vanishes, or only makes the features larger."""
+        return (self.ceiling() - loss) / (self.ceiling() - self.floor(n))
 
 
 def _choose(key: str, value: str, known: Sequence[str]) -> None:

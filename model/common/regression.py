@@ -6,11 +6,14 @@ pass, to which the dispersive loss on hidden features may be added.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from model.common.dispersive_loss import DispersiveLoss, feature_diagnostics, record_outputs
+from model.common.dispersion import Dispersion, gradient_norm
+from model.common.dispersive_loss import DispersiveLoss, record_outputs
 from model.types import Batch, Losses, ShapeError
 
 
@@ -19,9 +22,10 @@ class RegressionPolicy(nn.Module):
 
     Args (of the constructors):
         use_dispersive_loss: regularise the hidden features.
-        dispersive_loss_weight: factor of that part in the total.
-        dispersive_loss_temperature, dispersive_loss_type, dispersive_loss_layer, dispersive_loss_variant,
-        dispersive_loss_self_pairs, dispersive_loss_group_size: see ``model.common.dispersive_loss``.
+        dispersive_loss_weight: factor of that part in the total, or ``adaptive``.
+        dispersive_loss_temperature, dispersive_loss_type, dispersive_loss_variant, dispersive_loss_self_pairs,
+        dispersive_loss_group_size: see ``model.common.dispersive_loss``.
+        dispersive_loss_layer, dispersive_queue, dispersive_balance, dispersive_auto_epochs: see ``model.common.dispersion``.
     """
 
     regression = "regression"  # what is regressed, in the names of losses
@@ -32,31 +36,40 @@ class RegressionPolicy(nn.Module):
     def _disperse(
         self,
         use_dispersive_loss: bool = False,
-        dispersive_loss_weight: float = 0.5,
+        dispersive_loss_weight: float | str = 0.5,
         dispersive_loss_temperature: float = 0.5,
         dispersive_loss_type: str = "infonce_l2",
         dispersive_loss_layer: str = "early",
         dispersive_loss_variant: str = "corrected",
         dispersive_loss_self_pairs: bool = True,
         dispersive_loss_group_size: int | None = 32,
+        dispersive_queue: int = 0,
+        dispersive_balance: float = 0.1,
+        dispersive_auto_epochs: int = 3,
     ) -> None:
-        """Settle the regulariser; see ``model.common.dispersive_loss``. Too few hidden layers are said now, not in the first
-        batch."""
-        self.dispersive_loss_weight = dispersive_loss_weight
-        self.dispersive: DispersiveLoss | None = None
+        """Settle the regulariser. Too few hidden layers are said now, not in the first batch."""
+        self.dispersion: Dispersion | None = None
         if use_dispersive_loss:
-            self.dispersive = DispersiveLoss(
+            settings = DispersiveLoss(
                 dispersive_loss_type,
                 dispersive_loss_temperature,
-                dispersive_loss_layer,
-                dispersive_loss_variant,
-                dispersive_loss_self_pairs,
-                dispersive_loss_group_size,
+                variant=dispersive_loss_variant,
+                self_pairs=dispersive_loss_self_pairs,
+                group_size=dispersive_loss_group_size,
             )
-            self.dispersive.modules(self.network)
+            self.dispersion = Dispersion(
+                self.network,
+                settings,
+                dispersive_loss_layer,
+                dispersive_loss_weight,
+                dispersive_queue,
+                dispersive_balance,
+                dispersive_auto_epochs,
+            )
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
-        """The training loss and its parts: ``"<regression> loss"`` and, if used, ``"dispersive loss"`` (unweighted).
+        """The training loss and its parts: ``"<regression> loss"`` and, if used, ``"dispersive loss"`` (unweighted) and an
+        adaptive ``"dispersive weight"``.
 
         Args:
             batch: actions ``(B, Ta, Da)`` in [-1, 1] and the observations they answer to.
@@ -70,32 +83,47 @@ class RegressionPolicy(nn.Module):
         prediction, target, features = self._predict(batch, generator)
         error = F.mse_loss(prediction, target)
         name = f"{self.regression} loss"
-        if self.dispersive is None:
+        dispersion = self.dispersion
+        if dispersion is None or dispersion.undecided:
             return Losses(error, {name: error.detach()})
-        dispersive = self.dispersive(features)
+        dispersive = dispersion.loss(features, self.training)
+        if self.training and torch.is_grad_enabled():
+            dispersion.step(error, dispersive)
         parts = {name: error.detach(), "dispersive loss": dispersive.detach()}
-        return Losses(error + self.dispersive_loss_weight * dispersive, parts)
+        if dispersion.adaptive:
+            parts["dispersive weight"] = error.new_tensor(dispersion.weight)
+        return Losses(error + dispersion.weight * dispersive, parts)
 
     def diagnostics(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Whether the dispersive loss acts, as 0-d tensors.
 
-        ``feature_diagnostics`` of the first recorded layer, the norms of both losses' gradients in the network's
-        parameters, ``gradient_norm_<regression>`` and ``gradient_norm_dispersive`` (unweighted), and
-        ``gradient_norm_ratio``, weighted dispersive to regression.
+        * ``gradient_norm_<regression>`` and ``gradient_norm_dispersive`` (unweighted) in the network's parameters, and
+          ``gradient_norm_ratio``, weighted dispersive to regression (absent with weight 0)
+        * ``gap_to_floor``: the loss minus its lowest value; ``saturation`` (see ``DispersiveLoss``); NaN where it has no floor
 
         Parameters' ``.grad`` are not touched. Empty without a dispersive loss. Costs a forward and two backward passes.
         """
-        if self.dispersive is None:
+        dispersion = self.dispersion
+        if dispersion is None or dispersion.undecided:
             return {}
         with torch.enable_grad():
             prediction, target, features = self._predict(batch, generator)
             parameters = [p for p in self.network.parameters() if p.requires_grad]
-            error = _gradient_norm(F.mse_loss(prediction, target), parameters)
-            dispersive = _gradient_norm(self.dispersive(features), parameters)
-        report = feature_diagnostics(features[0], self.dispersive)
-        report[f"gradient_norm_{self.regression}"] = error
-        report["gradient_norm_dispersive"] = dispersive
-        report["gradient_norm_ratio"] = self.dispersive_loss_weight * dispersive / error
+            error = gradient_norm(F.mse_loss(prediction, target), parameters)
+            loss = dispersion.settings(features)
+            dispersive = gradient_norm(loss, parameters)
+        loss, n = loss.detach(), len(features[0])
+        floor = dispersion.settings.floor(n)
+        report = {
+            f"gradient_norm_{self.regression}": error,
+            "gradient_norm_dispersive": dispersive,
+            "gap_to_floor": loss - floor if math.isfinite(floor) else torch.full_like(loss, math.nan),
+            "saturation": dispersion.settings.saturation(loss, n)
+            if math.isfinite(floor)
+            else torch.full_like(loss, math.nan),
+        }
+        if dispersion.weight:
+            report["gradient_norm_ratio"] = dispersion.weight * dispersive / error
         return report
 
     def _predict(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -105,16 +133,10 @@ class RegressionPolicy(nn.Module):
             expected = ("B", self.horizon_steps, self.action_dim)
             raise ShapeError(f"actions: expected (B, horizon_steps, action_dim) = {expected}, found {tuple(x.shape)}")
         inputs, target = self._task(batch, generator)
-        with record_outputs(self.dispersive.modules(self.network) if self.dispersive is not None else []) as features:
+        with record_outputs([] if self.dispersion is None else self.dispersion.modules) as features:
             prediction = self.network(*inputs)
         return prediction, target, features
 
     def _task(self, batch: Batch, generator: torch.Generator | None) -> tuple[tuple, Tensor]:
         """What the network is given, and what it should say."""
         raise NotImplementedError
-
-
-def _gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of the loss's gradient, all parameters together; the graph is kept."""
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return torch.stack([g.norm() for g in gradients if g is not None]).norm()

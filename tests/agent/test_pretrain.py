@@ -28,6 +28,7 @@ from agent import checkpoint
 from agent.dataset.demos import save_demos
 from agent.errors import CheckpointError, DatasetError, DownloadError, RunDirError, UsageError
 from agent.pretrain import pretrain
+from agent.pretrain.diagnostics import INERT
 from agent.pretrain.plot import loss_curve
 from agent.pretrain.pretrain import PretrainAgent
 from env.normalizer import Normalizer
@@ -467,9 +468,42 @@ def test_the_diffusion_policy_trains_resumes_and_loads(data, tmp_path):
     assert last["train/loss"] == pytest.approx(
         last["train/diffusion loss"] + 0.5 * last["train/dispersive loss"], rel=1e-5
     )
-    assert last["val/diffusion loss"] > 0 and rows[0]["dispersive/gradient_norm_ratio"] > pretrain.SATURATED
+    assert last["val/diffusion loss"] > 0 and rows[0]["dispersive/gradient_norm_ratio"] > INERT
     policy = checkpoint.load_policy(result["checkpoint"])  # its own configuration suffices
     assert all(key.startswith("network.") for key in policy.state_dict())
     sample = policy.sample({"state": torch.zeros(5, 1, OBS_DIM)}, generator=torch.Generator().manual_seed(0))
     assert sample.trajectories.shape == (5, HORIZON, ACTION_DIM)
     assert policy.normalizer == Normalizer.load(data / "normalization.npz")
+
+
+@pytest.mark.parametrize("killed_after", [1, 4])
+def test_what_the_regulariser_learned_survives_a_kill(data, tmp_path, killed_after, caplog):
+    """The layer chosen (or not yet), the adapted weight and the queue."""
+    settings = {
+        "train__n_epochs": 6, "train__save_model_freq": killed_after, "model__dispersive_loss_layer": "auto",
+        "model__dispersive_auto_epochs": 3, "model__dispersive_loss_weight": "adaptive", "model__dispersive_queue": 7,
+    }  # fmt: skip
+
+    def cfg(logdir: Path, **more):
+        cfg = _diffusion_cfg(data, logdir, **more)
+        for key, value in settings.items():
+            OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+        return cfg
+
+    PretrainAgent(cfg(tmp_path / "a")).run()
+    for epoch in ("latest", *(f"state_{n}" for n in range(killed_after + 1, 7))):
+        (tmp_path / "a" / "checkpoint" / f"{epoch}.pt").unlink(missing_ok=True)
+    with caplog.at_level(logging.INFO):
+        PretrainAgent(cfg(tmp_path / "a", resume=True)).run()
+        PretrainAgent(cfg(tmp_path / "whole")).run()
+    _assert_same_run(tmp_path / "a", tmp_path / "whole", 6)
+    rows = _rows(tmp_path / "whole")
+    assert ["train/dispersive loss" in row for row in rows] == [False] * 3 + [True] * 3
+    state = checkpoint.load(tmp_path / "whole" / "checkpoint" / "state_6.pt")["extra"]["dispersion"]
+    ranks = {
+        layer: sum(row[f"features/{layer}/effective_rank"] for row in rows[:3]) for layer in ("early", "mid", "late")
+    }
+    assert state["layer"] == min(ranks, key=ranks.get)
+    assert f"auto chose {state['layer']}" in caplog.text
+    assert state["weight"] > 0 and tuple(state["queues"][0].shape) == (7, 31)
+    assert rows[-1]["train/dispersive weight"] > 0 and rows[-1]["features/late/neighbour_agreement"] is not None

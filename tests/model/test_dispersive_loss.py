@@ -15,7 +15,6 @@ from model.common.dispersive_loss import (
     VARIANTS,
     DispersiveLoss,
     dispersive_loss,
-    feature_diagnostics,
     pick,
     pick_released,
     record_outputs,
@@ -285,24 +284,63 @@ def test_floors_are_reached(self_pairs: bool):
             assert settings([z]).item() == pytest.approx(settings.floor(n), abs=1e-6), kind
 
 
-def test_diagnostics_by_hand():
-    z = torch.cat([torch.eye(3), -torch.eye(3)])
-    report = feature_diagnostics(z, DispersiveLoss(kind="hinge", self_pairs=False))
-    assert report["effective_rank"].item() == pytest.approx(3, rel=1e-4)
-    assert report["participation_ratio"].item() == pytest.approx(3, rel=1e-4)
-    assert report["feature_norm"].item() == pytest.approx(1)
-    assert report["distance_min"].item() == pytest.approx(math.sqrt(2 / 3))
-    assert report["distance_mean"].item() == pytest.approx((4 * math.sqrt(2 / 3) + math.sqrt(4 / 3)) / 5)
-    torch.testing.assert_close(report["gap_to_floor"], dispersive_loss(z, "hinge", self_pairs=False))
-    line = torch.arange(5.0)[:, None] * torch.ones(1, 7)
-    assert feature_diagnostics(line)["effective_rank"].item() == pytest.approx(1, rel=1e-2)
-    assert feature_diagnostics(line)["participation_ratio"].item() == pytest.approx(1, rel=1e-4)
-    assert feature_diagnostics(line, DispersiveLoss(self_pairs=False))["gap_to_floor"].isnan()
-    assert "gap_to_floor" not in feature_diagnostics(line)
-    base = torch.randn(1, 257) * torch.ones(31, 1)
-    nearly = torch.cat([base + 1e-7 * torch.randn(31, 257), -base])  # squared distances that round below zero
-    assert torch.isfinite(feature_diagnostics(nearly)["distance_min"])
-    collapsed = feature_diagnostics(torch.ones(5, 7))
-    assert all(torch.isfinite(v) for v in collapsed.values())
-    with pytest.raises(ValueError, match="B >= 2"):
-        feature_diagnostics(torch.ones(1, 7))
+def by_definition_with_queue(z: Tensor, queue: Tensor, kind: str, tau: float, self_pairs: bool) -> Tensor:
+    """Term by term over the pairs of a row of the batch and any row, and their self-pairs as a share of all rows."""
+    everything = torch.cat([z, queue])
+    if kind == "covariance":
+        c = torch.cov(everything.T)
+        return c.square().sum() - c.diagonal().square().sum()
+    values = []
+    for i in range(len(z)):
+        for j in range(len(everything)):
+            if i != j:
+                d2 = (z[i] - everything[j]).square().mean()
+                cos = torch.cosine_similarity(z[i], everything[j], dim=0)
+                values.append(
+                    {"infonce_l2": (-d2 / tau).exp(), "infonce_cosine": (cos / tau).exp()}.get(
+                        kind, (1 - d2).clamp(min=0) ** 2
+                    )
+                )
+    mean, own = torch.stack(values).mean(), 1 / len(everything) if self_pairs else 0
+    mean = (1 - own) * mean + own * {"infonce_cosine": math.exp(1 / tau)}.get(kind, 1.0)
+    return mean if kind == "hinge" else mean.log()
+
+
+@pytest.mark.parametrize("self_pairs", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_queue_rows_are_compared_with_it_and_only_they_move(kind: str, self_pairs: bool):
+    torch.manual_seed(0)
+    z = (torch.randn(3, 7, dtype=torch.float64) * 0.5 + 1).requires_grad_()
+    queue = (torch.randn(5, 7, dtype=torch.float64) * 0.5 + 1).requires_grad_()
+    found = dispersive_loss(z, kind, 0.7, self_pairs, group_size=2, queue=queue)
+    expected = by_definition_with_queue(z, queue.detach(), kind, 0.7, self_pairs)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    (a,), (b,) = torch.autograd.grad(found, z, retain_graph=True), torch.autograd.grad(expected, z)
+    torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    assert torch.autograd.grad(found, queue, allow_unused=True) == (None,)
+    empty = dispersive_loss(z, kind, 0.7, self_pairs, queue=queue[:0])
+    torch.testing.assert_close(empty, dispersive_loss(z, kind, 0.7, self_pairs))
+    assert torch.isfinite(dispersive_loss(z[:1], kind, queue=queue))  # a single row has pairs, then
+    for bad, variant in ((queue[:, :5], "corrected"), (queue, "released")):
+        with pytest.raises(ValueError, match="dispersive_queue: expected"):
+            dispersive_loss(z, kind, queue=bad, variant=variant)
+
+
+def test_normalised_features_are_the_cosine_loss_at_half_the_temperature():
+    """Rows of norm sqrt(D): ``d^2 / D = 2 - 2 cos``, so there is no need of a setting for them."""
+    z = torch.randn(7, 5, dtype=torch.float64)
+    unit = z / z.square().mean(dim=1, keepdim=True).sqrt()
+    found, cosine = dispersive_loss(unit, "infonce_l2", 0.6), dispersive_loss(z, "infonce_cosine", 0.3)
+    torch.testing.assert_close(found, cosine - 2 / 0.6)
+
+
+def test_saturation_is_the_way_from_all_alike_to_the_floor():
+    alike, far = torch.ones(5, 11), torch.eye(5, 11) * 1e3
+    for kind in ("infonce_l2", "hinge"):
+        settings = DispersiveLoss(kind=kind)
+        assert settings.saturation(settings([alike]), 5).item() == pytest.approx(0, abs=1e-6)
+        assert settings.saturation(settings([far]), 5).item() == pytest.approx(1, abs=1e-6)
+    cosine = DispersiveLoss(kind="infonce_cosine")
+    assert cosine.saturation(cosine([torch.eye(5) - 0.2]), 5).item() == pytest.approx(1, abs=1e-6)
+    assert DispersiveLoss().saturation(torch.tensor(-0.5), 7).item() == pytest.approx(0.5 / math.log(7))
+    assert math.isnan(DispersiveLoss(kind="covariance").saturation(torch.tensor(1.0), 5))
