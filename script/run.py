@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
@@ -40,15 +42,24 @@ from agent.errors import UsageError  # noqa: E402
 register_resolvers()
 
 
+def execute(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Check a composed configuration and run what it describes; returns what its ``result.json`` holds.
+
+    Args:
+        overrides: as they were typed; the files of a published checkout are translated with them.
+    """
+    cfg = compat.adapt(cfg, list(overrides))
+    validate(cfg)
+    return hydra.utils.get_class(cfg["_target_"])(cfg).run()
+
+
 @hydra.main(config_path="../cfg", config_name=None, version_base="1.3")
 def _main(cfg: DictConfig) -> None:
     from env.errors import EnvError
     from model.types import NonFiniteError, ShapeError, StateDictError
 
     try:
-        cfg = compat.adapt(cfg, HydraConfig.get().overrides.task)
-        validate(cfg)
-        hydra.utils.get_class(cfg["_target_"])(cfg).run()
+        execute(cfg, HydraConfig.get().overrides.task)
     except (UsageError, EnvError, NonFiniteError, ShapeError, StateDictError) as error:
         # A message for a person; whoever wants the traceback sets HYDRA_FULL_ERROR=1.
         if os.environ.get("HYDRA_FULL_ERROR"):
