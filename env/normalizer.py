@@ -180,7 +180,8 @@ class Normalizer:
 class NormalizedVectorEnv:
     """A ``VectorEnv`` whose "state" observations and action chunks are in normalised units.
 
-    Observations, ``final_obs`` included, are normalised; chunks are clipped to [-1, 1] and un-normalised.
+    Observations, ``final_obs`` included, are normalised (and cut off at plus and minus ``obs_limit``, where one is given); chunks are
+    clipped to [-1, 1] and un-normalised.
     Images, rewards and ends pass untouched, rows of idle slots stay zero, and anything else the inner
     environment offers (``record``, ``render_state``, ...) is reached through the wrapper.
 
@@ -188,7 +189,7 @@ class NormalizedVectorEnv:
     finite.
     """
 
-    def __init__(self, venv: VectorEnv, normalizer: Normalizer) -> None:
+    def __init__(self, venv: VectorEnv, normalizer: Normalizer, obs_limit: float | None = None) -> None:
         obs_dim = venv.obs_shapes["state"][-1]
         for what, expected, found in (
             ("observation", obs_dim, normalizer.obs_dim),
@@ -202,6 +203,7 @@ class NormalizedVectorEnv:
                 )
         self.venv = venv
         self.normalizer = normalizer
+        self.obs_limit = obs_limit
         self.n_envs = venv.n_envs
         self.act_steps = venv.act_steps
         self.action_dim = venv.action_dim
@@ -257,6 +259,8 @@ class NormalizedVectorEnv:
 
     def _normalized(self, obs: NpObs, keep: np.ndarray) -> NpObs:
         state = self.normalizer.normalize_obs(obs["state"])
+        if self.obs_limit is not None:
+            np.clip(state, -self.obs_limit, self.obs_limit, out=state)
         if not keep.all():
             state[~keep] = 0.0
         return {**obs, "state": state}

@@ -27,7 +27,7 @@ from env.protocol import NpObs, StepResult
 
 log = logging.getLogger(__name__)
 
-_CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 3.0
 _REPLAY_TOLERANCE = 1e-5
 
 
@@ -82,7 +82,7 @@ class ProcessVectorEnv:
         self.n_envs, self.act_steps, self.max_episode_steps = len(factories), act_steps, max_episode_steps
         self.timeout_s = timeout_s
         self._links: list[WorkerLink] = []
-        self._finalizer = weakref.finalize(self, end_all, self._links, _CLOSE_SECONDS)
+        self._finalizer = weakref.finalize(self, end_all, self._links, CLOSE_SECONDS)
         settings = {
             "cond_steps": cond_steps,
             "max_episode_steps": max_episode_steps,
@@ -227,16 +227,8 @@ class ProcessVectorEnv:
         layout["state"] = ("float32", (self.n_envs, cond_steps, *sizes["state"]))
         if "rgb" in sizes:
             layout["rgb"] = ("uint8", (self.n_envs, cond_steps, *sizes["rgb"]))
-        blocks, offset = {}, 0
-        for name, (dtype, shape) in layout.items():
-            blocks[name] = (dtype, shape, offset)
-            offset += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 4096) * 4096
-        path = _shared_file(offset)
+        path, blocks, self._shared = shared_arrays(layout)
         try:
-            self._shared = {
-                name: np.memmap(path, dtype=dtype, mode="r+", shape=shape, offset=start)
-                for name, (dtype, shape, start) in blocks.items()
-            }
             self._ask(
                 {i: {"do": "connect", "path": str(path), "blocks": blocks, "slot": i} for i in range(self.n_envs)}
             )
@@ -292,6 +284,30 @@ class ProcessVectorEnv:
         if bad.any():
             raise EnvError(f"The action chunk of slot {int(np.argmax(bad))} holds NaN or infinity.")
         return chunk
+
+
+def shared_arrays(
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]]:
+    """Zeros that other processes can map, too: ``layout`` is name -> (dtype, shape).
+
+    Returns the file that holds them, which the caller unlinks once everyone has mapped it; ``blocks``, name -> (dtype, shape,
+    offset), which ``process_worker.mapped`` understands; and the arrays.
+    """
+    blocks, offset = {}, 0
+    for name, (dtype, shape) in layout.items():
+        blocks[name] = (dtype, shape, offset)
+        offset += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 4096) * 4096
+    path = _shared_file(offset)
+    try:
+        arrays = {
+            name: np.memmap(path, dtype=dtype, mode="r+", shape=shape, offset=start)
+            for name, (dtype, shape, start) in blocks.items()
+        }
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path, blocks, arrays
 
 
 def _shared_file(size: int) -> Path:

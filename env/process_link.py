@@ -90,9 +90,9 @@ class Factory:
 
 
 class WorkerLink:
-    """A worker process and the conversation with it: every ``send`` is answered by one ``receive``."""
+    """A worker process and the conversation with it: every ``send`` is answered by one ``receive``. ``program`` is what it runs."""
 
-    def __init__(self, factory: Factory, slot: int, python: str | None) -> None:
+    def __init__(self, factory: Factory, slot: int, python: str | None, program: Path = WORKER) -> None:
         self.factory, self.slot, self.seed, self._doing = factory, slot, -1, "start"
         self._pending = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker, closed in kill()
@@ -102,7 +102,7 @@ class WorkerLink:
                 environment.pop(name, None)
         try:
             self._process = subprocess.Popen(
-                [python or sys.executable, str(WORKER)],
+                [python or sys.executable, str(program)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,

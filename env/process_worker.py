@@ -48,10 +48,7 @@ class Worker:
 
     def connect(self, path: str, blocks: dict[str, Any], slot: int) -> dict[str, Any]:
         """Map the shared arrays ``blocks = {name: [dtype, shape, offset]}`` and keep this slot's row of each."""
-        self.rows = {
-            name: np.memmap(path, mode="r+", dtype=dtype, shape=tuple(shape), offset=offset)[slot]
-            for name, (dtype, shape, offset) in blocks.items()
-        }
+        self.rows = {name: array[slot] for name, array in mapped(path, blocks).items()}
         return {}
 
     def reset(self, seed: int) -> dict[str, Any]:
@@ -162,6 +159,14 @@ class ObservationReader:
         return row
 
 
+def mapped(path: str, blocks: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The shared arrays ``blocks = {name: [dtype, shape, offset]}`` of the file at ``path``."""
+    return {
+        name: np.memmap(path, mode="r+", dtype=dtype, shape=tuple(shape), offset=offset)
+        for name, (dtype, shape, offset) in blocks.items()
+    }
+
+
 def channels_first(image: np.ndarray) -> np.ndarray:
     """(H, W, C) or (C, H, W) uint8 -> (C, H, W)."""
     if image.ndim != 3 or image.dtype != np.uint8:
@@ -212,14 +217,13 @@ def load(module: str | None, file: str | None, name: str) -> Any:
     return found
 
 
-def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until "close" or the end of the stream (the parent is gone)."""
-    worker = Worker()
+def serve(worker: Any, requests: TextIO, answers: TextIO) -> None:
+    """Let ``worker`` answer requests until "close" or the end of the stream (the parent is gone)."""
     for line in requests:
         request = json.loads(line)
         name = request.pop("do")
         try:
-            if name not in Worker.REQUESTS:
+            if name not in worker.REQUESTS:
                 raise ValueError(f"unknown request {name!r}")
             answer = getattr(worker, name)(**request)
         except Exception:  # every failure of somebody else's environment is reported, with its traceback, to the user
@@ -230,8 +234,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             return
 
 
-def main() -> None:
-    """Take over stdin and stdout, then serve."""
+def main(kind: type = Worker) -> None:
+    """Take over stdin and stdout, then let a worker of that kind serve."""
     faulthandler.enable()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -242,7 +246,7 @@ def main() -> None:
     paths = json.loads(requests.readline())["paths"]
     if paths is not None:
         sys.path[:] = paths
-    serve(requests, answers)
+    serve(kind(), requests, answers)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from env.errors import EnvError, MissingSimulatorError
+from env.furniture.facts import ENV_NAMES as FURNITURE_NAMES
+from env.furniture.facts import OBS_LIMIT, of_env
 from env.protocol import VectorEnv
 
 if TYPE_CHECKING:
+    from env.furniture.facts import Furniture
     from env.normalizer import Normalizer
 
 Factory = Callable[[Mapping[str, Any]], VectorEnv]
@@ -71,10 +74,8 @@ TASKS.update({name: _gym(body) for name, body in GYM.items()})
 
 def _d3il(name: str) -> Factory:
     def make(cfg: Mapping[str, Any]) -> VectorEnv:
-        delay, simulator = str(cfg.get("observation_delay") or "published"), cfg.get("simulator") or "engine"
-        if simulator not in ("engine", "d3il"):
-            raise EnvError(f"env.simulator: expected engine or d3il, found {simulator!r}")
-        if simulator == "d3il":
+        delay = str(cfg.get("observation_delay") or "published")
+        if _original(cfg, "d3il"):
             return _genuine_d3il(name, cfg, delay)
         from env.d3il.avoiding import family
 
@@ -83,13 +84,27 @@ def _d3il(name: str) -> Factory:
     return make
 
 
+def _original(cfg: Mapping[str, Any], name: str) -> bool:
+    """Whether ``env.simulator`` asks for the simulator called ``name`` instead of our engine."""
+    simulator = cfg.get("simulator") or "engine"
+    if simulator not in ("engine", name):
+        raise EnvError(f"env.simulator: expected engine or {name}, found {simulator!r}")
+    return simulator == name
+
+
+def _python(cfg: Mapping[str, Any]) -> str | None:
+    """The interpreter that has the original simulator; None: this one."""
+    path = cfg.get("simulator_python")
+    return None if path is None else os.path.expanduser(str(path))
+
+
 def _genuine_d3il(name: str, cfg: Mapping[str, Any], delay: str) -> VectorEnv:
     """D3IL's own simulation, in worker processes."""
     from env.d3il import genuine
     from env.process import Factory as Named
     from env.process import ProcessVectorEnv
 
-    python = cfg.get("simulator_python")
+    python = _python(cfg)
     if python is None and genuine.missing():
         raise MissingSimulatorError(
             f"env.simulator=d3il needs {' and '.join(genuine.missing())}, which no registry has: install both from a copy "
@@ -105,13 +120,60 @@ def _genuine_d3il(name: str, cfg: Mapping[str, Any], delay: str) -> VectorEnv:
         max_episode_steps=_count(cfg, "max_episode_steps"),
         cond_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or 1),
         success_reward=1.0 if name == "avoiding" else 2.0,
-        python=None if python is None else os.path.expanduser(python),
+        python=python,
     )
 
 
 # D3IL's names: m<k> rewards passing on the k-th side of ``env.d3il.field``; without, only crossing the line counts
 D3IL = ("avoiding", *(f"avoiding-m{flag}" for flag in (5, 6, 7, 8)))
 TASKS.update({name: _d3il(name) for name in D3IL})
+
+
+def _furniture(name: str) -> Factory:
+    def make(cfg: Mapping[str, Any]) -> VectorEnv:
+        furniture, randomness = of_env(name)
+        said = cfg.get("specific") or {}
+        for key, value in (("furniture", furniture.name), ("randomness", randomness)):
+            if said.get(key, value) != value:
+                raise EnvError(f"env.specific.{key}={said[key]} does not go with env.name={name}, which is of {value}")
+        if _original(cfg, "isaacgym"):
+            return _genuine_furniture(furniture, randomness, cfg)
+        if not said.get("sparse_reward", True):
+            raise EnvError("env.specific.sparse_reward=false is of env.simulator=isaacgym; our engine rewards a pair once")
+        from env.furniture.assembly import family
+
+        return _engine_env(family(name), cfg, wrapper="furniture_lowdim")
+
+    return make
+
+
+def _genuine_furniture(furniture: Furniture, randomness: str, cfg: Mapping[str, Any]) -> VectorEnv:
+    """Furniture-Bench's own simulation, all of it in one worker process."""
+    from env.furniture.isaac import IsaacVectorEnv
+
+    if cfg.get("end_on_success"):
+        raise EnvError("env.end_on_success: IsaacGym's episodes last until the time limit; set it to false")
+    said, multi_step = cfg.get("specific") or {}, (cfg.get("wrappers") or {}).get("multi_step") or {}
+    return IsaacVectorEnv(
+        furniture,
+        randomness,
+        n_envs=_count(cfg, "n_envs"),
+        act_steps=_count(cfg, "act_steps", multi_step.get("n_action_steps") or said.get("act_steps")),
+        max_episode_steps=_count(cfg, "max_episode_steps"),
+        cond_steps=_count(cfg, "cond_steps", multi_step.get("n_obs_steps") or said.get("obs_steps") or 1),
+        sparse_reward=bool(said.get("sparse_reward", True)),
+        headless=not _shown(cfg),
+        gpu_id=int(said.get("gpu_id", 0)),
+        python=_python(cfg),
+    )
+
+
+def _shown(cfg: Mapping[str, Any]) -> bool:
+    """Whether a window is wanted: ``env.render``, or of Furniture-Bench ``env.specific.headless=false``."""
+    return bool(cfg.get("render", not (cfg.get("specific") or {}).get("headless", True)))
+
+
+TASKS.update({name: _furniture(name) for name in FURNITURE_NAMES})
 
 
 @functools.cache
@@ -195,7 +257,7 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
         cfg: ``name`` (a key of ``TASKS``) or ``family`` (package.module.Class), ``n_envs``, ``max_episode_steps``, ``act_steps`` (or
             ``wrappers.multi_step.n_action_steps``); optional: ``cond_steps`` (or ``wrappers.multi_step.n_obs_steps``;
             1), ``n_threads`` (null: all cores), ``wrappers.robomimic_lowdim.low_dim_keys`` (null: all); of D3IL ``simulator``
-            and ``observation_delay`` (``env/d3il/avoiding.py``); for images
+            and ``observation_delay`` (``env/d3il/avoiding.py``), of Furniture-Bench ``simulator`` and ``specific``; for images
             ``wrappers.robomimic_image`` (``image_keys``, ``low_dim_keys``, ``shape_meta``), ``render_quality``,
             ``renderer`` (``engine/renderers.py``) and ``img_cond_steps``.
         normalizer: wrap the environment so that it speaks normalised observations and actions.
@@ -210,8 +272,9 @@ def make_vector_env(cfg: Mapping[str, Any], normalizer: Normalizer | None = None
     if normalizer is not None:
         from env.normalizer import NormalizedVectorEnv
 
-        venv = NormalizedVectorEnv(venv, normalizer)
-    if cfg.get("render"):
+        limit = OBS_LIMIT if path is None and cfg["name"] in FURNITURE_NAMES else None
+        venv = NormalizedVectorEnv(venv, normalizer, limit)
+    if _shown(cfg) and cfg.get("simulator") != "isaacgym":  # that has a window of its own
         from env.viewer import LiveView
 
         venv = LiveView(venv)
