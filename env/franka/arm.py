@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from env.franka import driver, frames
+from env.franka import brake, driver, frames
 from env.franka.types import ControlSettings, DeploymentError, RobotFault, RobotLimits, RobotState
 
 CONNECT_PATIENCE, RECOVER_PATIENCE, CLOSE_PATIENCE = 10.0, 20.0, 5.0  # s
@@ -78,8 +78,12 @@ class Arm:
         """Start impedance control at the present pose; returns the controller."""
         raise NotImplementedError
 
-    def _send(self, ee: frames.Transform, twist: np.ndarray) -> None:
-        """Of the end effector, base frame; finite."""
+    def _damping(self) -> tuple[float, float]:
+        """N s/m and N m s/rad, by which the controller opposes the arm's velocity being another than the target's."""
+        raise NotImplementedError
+
+    def _send(self, ee: frames.Transform, twist: np.ndarray, posture: np.ndarray | None) -> None:
+        """Of the end effector, base frame; finite. ``posture (7,)``: what the null space is drawn to, None: as ever."""
         raise NotImplementedError
 
     def _complaint(self) -> None:
@@ -231,12 +235,20 @@ class Arm:
 
     def set_target(self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray) -> None:
         """Of the grip site; see ``types.Robot``."""
+        self._aim(position, quaternion, twist, None)
+
+    def brake(self, position: np.ndarray, quaternion: np.ndarray) -> None:
+        """See ``types.Robot``."""
+        state = self.state()
+        self._aim(position, quaternion, *brake.opposing(state.q, state.dq, self._damping()))
+
+    def _aim(self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray, posture: np.ndarray | None) -> None:
         position, quaternion, twist = driver.target(position, quaternion, twist)
         if self._fault is not None:
             return  # it has stopped by itself; check() says why
         if self.controller is None:
             raise DeploymentError("set_target(): the robot is not in control; start() first")
-        self._send(*self._site.command(position, quaternion, twist))
+        self._send(*self._site.command(position, quaternion, twist), posture)
 
     def move_joints(self, q: np.ndarray, speed: float = 0.2) -> None:
         """See ``types.Robot``. Refused while there is a fault, and beyond the limits."""

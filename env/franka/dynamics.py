@@ -50,11 +50,11 @@ _REST = 10.0  # 1/s^2, of the posture
 _STEP = 1e-6  # s, to differentiate the Jacobian over
 
 
-def mass_matrix(q: np.ndarray) -> np.ndarray:
-    """(7, 7), kg m^2, at joint positions ``q (7,)``."""
+def mass_matrix(q: np.ndarray, armature: np.ndarray | float = _ARMATURE) -> np.ndarray:
+    """(7, 7), kg m^2, at joint positions ``q (7,)``; ``armature``: of the motors, robosuite's if not given."""
     poses = joint_frames(q)
     axes, origins = np.stack([p[:3, 2] for p in poses[:7]]), np.stack([p[:3, 3] for p in poses[:7]])
-    total = np.diag(_ARMATURE)
+    total = np.diag(np.broadcast_to(armature, 7)).astype(np.float64)
     for i, (mass, centre, inertia) in enumerate(zip(_MASS, _CENTRE, _INERTIA)):
         turn, at = poses[i][:3, :3], poses[i][:3, 3] + poses[i][:3, :3] @ np.array(centre)
         moved, turned = np.zeros((7, 3)), np.zeros((7, 3))

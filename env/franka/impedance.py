@@ -7,6 +7,13 @@ error's quaternion, *half* the angle, as in libfranka's example):
 
 D = 2 ratio sqrt(K) as if everything weighed 1 kg; bias is gravity and Coriolis, which a real Franka adds by itself. The torque may
 change by 1 N m per ms, as on the real one. v* is the target's velocity times ``feedforward``.
+
+Out of control, when it has been stopped, the joints are held, critically damped at a rate of UNIT_RATE and all alike,
+
+    tau = M (r^2 (q_n - q) - 2 r dq) + bias,    q_n = q + dq / r at the stop:
+
+speed is gone by exp(-r t) and nothing swings back. That stands in for a control unit's own stop, whose law is not published; M r^2 is the
+size of the stiffness that is (some 3000 N m/rad).
 """
 
 from __future__ import annotations
@@ -39,6 +46,7 @@ from env.engine.library import (
 # gains: [K_t (N/m), K_r (N m/rad), damping ratio, null-space stiffness (N m/rad), feedforward (0 to 1), largest torque step (N m),
 #         share of a new external torque that its estimate takes over per physics step]
 N_GAINS = 7
+UNIT_RATE = 40.0  # 1/s: 2 % of a speed are left after 100 ms
 # fingers: [width aimed at now, width wanted (m), change per physics step (m)]
 AIM, WANTED, STEP, N_FINGERS = 0, 1, 2, 3
 
@@ -87,15 +95,16 @@ def impedance_torques(gains, q, dq, rest, bias, jacobian, position, quaternion, 
 
 @compiled(
     "void(int64[::1], int64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64[::1], "
-    "float64[::1], int64)",
+    "float64[::1], float64[:, ::1], int64, int64)",
     __file__,
 )
-def run_impedance(handles, ids, gains, rest, target, fingers, torque, constraint, external, steps):
+def run_impedance(handles, ids, gains, rest, target, fingers, torque, constraint, external, inertia, controlled, steps):
     """``steps`` physics steps under impedance control.
 
-    handles, ids: see ``library.py`` and ``osc.py``; gains (N_GAINS,); rest (7,): joints of the null space; target (13,): position (m)
-    and quaternion (x, y, z, w) in the world, twist; fingers (N_FINGERS,), moved; torque (7,): the last one, without the bias, replaced;
-    constraint (nv,): MuJoCo's constraint forces; external (7,): what is estimated of them at the arm's joints, replaced.
+    handles, ids: see ``library.py`` and ``osc.py``; gains (N_GAINS,); rest (7,): joints of the null space, or, where it is not
+    ``controlled``, those that are held; target (13,): position (m) and quaternion (x, y, z, w) in the world, twist; fingers
+    (N_FINGERS,), moved; torque (7,): the last one, without the bias, replaced; constraint (nv,): MuJoCo's constraint forces;
+    external (7,): what is estimated of them at the arm's joints, replaced; inertia (7, 7): of the joints, where they are held.
     """
     nv, nu, site, hand, q_at, dof, first, finger = ids[2], ids[3], ids[4], ids[5], ids[6], ids[7], ids[8], ids[10]
     jac, jacobian = np.zeros((6, nv)), np.zeros((6, osc.N_JOINTS))
@@ -109,13 +118,18 @@ def run_impedance(handles, ids, gains, rest, target, fingers, torque, constraint
         wxyz, bias = floats(handles[XQUAT] + 32 * hand, 4), floats(handles[QFRC_BIAS] + 8 * dof, osc.N_JOINTS)
         for r in range(4):
             quaternion[r] = wxyz[(r + 1) % 4]
-        impedance_torques(
-            gains, floats(handles[QPOS] + 8 * q_at, osc.N_JOINTS), floats(handles[QVEL] + 8 * dof, osc.N_JOINTS), rest, bias,
-            jacobian, floats(handles[SITE_XPOS] + 24 * site, 3), quaternion, target, scratch, wanted,
-        )  # fmt: skip
+        q, dq = floats(handles[QPOS] + 8 * q_at, osc.N_JOINTS), floats(handles[QVEL] + 8 * dof, osc.N_JOINTS)
+        if controlled:
+            impedance_torques(
+                gains, q, dq, rest, bias, jacobian, floats(handles[SITE_XPOS] + 24 * site, 3), quaternion, target, scratch, wanted
+            )  # fmt: skip
         for i in range(osc.N_JOINTS):
-            change = wanted[i] - bias[i] - torque[i]
-            torque[i] += min(gains[5], max(-gains[5], change))
+            if controlled:
+                torque[i] += min(gains[5], max(-gains[5], wanted[i] - bias[i] - torque[i]))
+            else:
+                torque[i] = 0.0
+                for j in range(osc.N_JOINTS):
+                    torque[i] += inertia[i, j] * UNIT_RATE * (UNIT_RATE * (rest[j] - q[j]) - 2.0 * dq[j])
             sent[i] = torque[i] + bias[i]
         osc.write_controls(ctrl, limits, first, sent, osc.N_JOINTS)
         way = fingers[WANTED] - fingers[AIM]

@@ -36,6 +36,7 @@ _MARGIN = (
     0.87,
 )  # of the caps, aimed for inside: steps are finite, and floor and directions share one budget
 _BRAKE_RATE = 150.0  # 1/s, at which what is left of a speed goes when braking, within the brake's caps
+_APPROACH_RATE = 25.0  # 1/s, at which a braking model goes to where the arm is
 _TINY = 1e-9
 _ONE = SimpleNamespace(
     sqrt=math.sqrt,
@@ -143,11 +144,14 @@ class Reference:
     def aim(self, position: np.ndarray, quaternion: np.ndarray) -> None:
         """Go there from now on."""
         self._goal_x, self._goal_q = self._parts(position), self._parts(quaternion)
-        self.braking = False
+        self.braking, self._approach = False, 0.0
 
-    def brake(self) -> None:
-        """Come to rest as fast as the brake's caps allow, and stay."""
+    def brake(self, position: np.ndarray | None = None, quaternion: np.ndarray | None = None) -> None:
+        """Come to rest as fast as the brake's caps allow, and stay; where a pose is given, there: where the arm itself is coming to rest."""
         self.braking = True
+        self._goal_x = self._x if position is None else self._parts(position)
+        self._goal_q = self._q if quaternion is None else self._parts(quaternion)
+        self._approach = 0.0 if position is None else _APPROACH_RATE
 
     def couple(self, coupling: np.ndarray | None, drift: np.ndarray | None) -> None:
         """Of ``dynamics.coupling``, for the steps to come; None: a unit mass."""
@@ -179,7 +183,7 @@ class Reference:
         self, h: float, caps: Caps, box: tuple[Vector, Vector] | None, before: tuple[Vector, Vector] | None
     ) -> None:
         ops = self._ops
-        pull, turn = self._pull()
+        pull, turn = self._approaching() if self.braking else self._pull()
         self._a = self._limited(pull, self._v, self._a, h, caps, 0, before)
         self._dw = self._limited(turn, self._w, self._dw, h, caps, 1, None)
         self._v = _shorten(tuple(v + h * a for v, a in zip(self._v, self._a)), caps.velocity[0], ops)
@@ -188,6 +192,14 @@ class Reference:
         self._q = _unit(_multiply(_exp(tuple(h * w for w in self._w), ops), self._q), ops)
         if box is not None:
             self._keep_in(box)
+
+    def _approaching(self) -> tuple[Vector, Vector]:
+        """The velocities at which a braking model goes to its goal."""
+        turn = _orientation_error(self._goal_q, self._q, self._ops)
+        return (
+            tuple(self._approach * (g - x) for g, x in zip(self._goal_x, self._x)),
+            tuple(self._approach * e for e in turn),
+        )
 
     def _pull(self) -> tuple[Vector, Vector]:
         """The accelerations the controller asks for, as the arm would answer."""
@@ -202,12 +214,15 @@ class Reference:
     def _limited(
         self, pull: Vector, v: Vector, a: Vector, h: float, caps: Caps, k: int, box: tuple[Vector, Vector] | None
     ) -> Vector:
-        """The next acceleration of translation (k = 0) or rotation (1), under ``caps`` and before the walls of ``box``."""
+        """The next acceleration of translation (k = 0) or rotation (1), under ``caps`` and before the walls of ``box``.
+
+        ``pull``: the acceleration asked for; when braking, the velocity.
+        """
         ops = self._ops
         top_v, top_a, top_j = (m * c[k] for m, c in zip(_MARGIN, (caps.velocity, caps.acceleration, caps.jerk)))
         rate = _BRAKE_RATE if self.braking else self._kd
         if self.braking:
-            missing = tuple(-c for c in v)
+            missing = tuple(p - c for p, c in zip(pull, v))
         elif top_v == top_a == top_j == math.inf:
             return pull
         else:  # the velocity that this pull leads to, what of it is allowed, and how far that is

@@ -88,8 +88,7 @@ class FrankyRobot(Arm):
             self.vendor.set_load(settings.load_mass, np.array(center), np.array(inertia).reshape(3, 3))
 
     def _begin(self) -> Any:
-        (translation, rotation), ratio = self.settings.stiffness, self.settings.damping_ratio
-        stiffness, rest = np.array([translation] * 3 + [rotation] * 3), self.settings.nullspace_q
+        (translation, rotation), rest = self.settings.stiffness, self.settings.nullspace_q
         options = (
             {} if rest is None else {"posture_task": self._franky.PostureTask(np.asarray(rest), POSTURE_STIFFNESS)}
         )
@@ -97,13 +96,17 @@ class FrankyRobot(Arm):
             self.vendor,
             translational_stiffness=translation,
             rotational_stiffness=rotation,
-            damping=2.0 * ratio * np.sqrt(stiffness),
+            damping=np.repeat(self._damping(), 3),
             lower_joint_limits=self.limits.q_min,
             upper_joint_limits=self.limits.q_max,
             **options,
         )
 
-    def _send(self, ee: frames.Transform, twist: np.ndarray) -> None:
+    def _damping(self) -> tuple[float, float]:
+        return tuple(2.0 * self.settings.damping_ratio * float(np.sqrt(k)) for k in self.settings.stiffness)
+
+    def _send(self, ee: frames.Transform, twist: np.ndarray, posture: np.ndarray | None) -> None:
+        # its posture is told once, at the start: the free joint is left to the task's own damping
         pose = self._franky.Affine(ee.position, ee.quaternion)
         self.controller.set_target(pose, self._franky.Twist(twist[:3], twist[3:]))
 

@@ -25,14 +25,13 @@ from env.engine.driver import observe_one
 from env.engine.family import observation_dim
 from env.engine.library import SOLVED, handles_of
 from env.engine.pool import pose_of
-from env.franka import impedance
+from env.franka import brake, dynamics, impedance
 from env.franka.frames import Transform
 from env.franka.limits import PANDA
 from env.franka.types import Clock, ControlSettings, DeploymentError, GripperState, RobotFault, RobotState
 from env.registry import ROBOMIMIC, family
 
 ARMATURE = 0.1  # kg m^2, of the arm's joints: what identified models of a Panda have
-NULLSPACE_STIFFNESS = 0.5  # N m/rad, panda_py's
 ESTIMATE = 0.015  # s, by which an estimate of external forces lags behind
 TORQUE_STEP = 1.0  # N m per ms, the most a Franka accepts
 GRASP_MARGIN = 0.004  # m wider than aimed at: something is between the fingers
@@ -79,6 +78,7 @@ class MujocoRobot:
         self._memory, self._obs = np.zeros(self.family.memory_size), np.zeros(observation_dim(self.family))
         self._step = float(self.model.opt.timestep)
         self._per_action = int(self._ids[1])
+        self._posture, self._inertia = np.zeros(osc.N_JOINTS), np.zeros((osc.N_JOINTS, osc.N_JOINTS))
         self._gains, self._rest, self._target = np.zeros(impedance.N_GAINS), np.zeros(osc.N_JOINTS), np.zeros(13)
         self._fingers, self._torque = np.zeros(impedance.N_FINGERS), np.zeros(osc.N_JOINTS)
         self._external = np.zeros(osc.N_JOINTS)
@@ -107,7 +107,7 @@ class MujocoRobot:
             self._solved, self.steps, self._count, self._fault, self._running = False, 0, 0, None, False
             self._until = self._clock.now()
             self._torque[:], self._external[:] = 0.0, 0.0
-            self._rest[:] = self.data.qpos[self._q]
+            self._posture[:] = self.data.qpos[self._q]
             width = 0.02 * 2  # robosuite's fingers begin half open: its gripper's action 0
             self._fingers[:] = width, width, 0.0
             self._hold()
@@ -169,12 +169,12 @@ class MujocoRobot:
                 translation,
                 2.0 * rotation,
                 settings.damping_ratio,
-                NULLSPACE_STIFFNESS,
+                brake.POSTURE_STIFFNESS,
                 self._feedforward,
             )
             self._gains[5:] = step, share
             if settings.nullspace_q is not None:
-                self._rest[:] = settings.nullspace_q
+                self._posture[:] = settings.nullspace_q
             self._settings = settings
 
     def move_joints(self, q: np.ndarray, speed: float = 0.2) -> None:
@@ -191,9 +191,21 @@ class MujocoRobot:
                 raise self._fault
             self._until, self._running = self._clock.now(), True
             self._hold()
+            self._rest[:] = self._posture
 
     def set_target(self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray) -> None:
         """See ``Robot``."""
+        self._aim(position, quaternion, twist, self._posture)
+
+    def brake(self, position: np.ndarray, quaternion: np.ndarray) -> None:
+        """See ``Robot``."""
+        with self._lock:
+            self._advance()
+            q, dq = self.data.qpos[self._q], self.data.qvel[self._dof]
+            damping = tuple(2.0 * self._gains[2] * float(np.sqrt(k)) for k in self._gains[:2])
+            self._aim(position, quaternion, *brake.opposing(q, dq, damping))
+
+    def _aim(self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray, posture: np.ndarray) -> None:
         if self.law != "impedance":
             raise DeploymentError("set_target() is for robot.law=impedance; robot.law=osc takes actions by act()")
         target = np.concatenate([position, quaternion, twist])
@@ -202,6 +214,7 @@ class MujocoRobot:
         with self._lock:
             self._advance()
             if self._running:
+                self._rest[:] = posture
                 self._target[:3] = self.world.point(position)
                 self._target[3:7] = self.world.orientation(quaternion)
                 self._target[7:10], self._target[10:] = (self.world.vector(v) for v in (twist[:3], twist[3:]))
@@ -258,6 +271,9 @@ class MujocoRobot:
         return self._to_base.point(position), self._to_base.orientation(_xyzw(wxyz))
 
     def _hold(self) -> None:
+        """Stay here: the pose under control; the joints, out of it, where they come to rest."""
+        self._rest[:] = self.data.qpos[self._q] + self.data.qvel[self._dof] / impedance.UNIT_RATE
+        self._inertia[:] = dynamics.mass_matrix(self.data.qpos[self._q], ARMATURE)
         self._target[:3] = self.data.site_xpos[self._id(0)]
         self._target[3:7] = _xyzw(self.data.xquat[self._id(1)])
         self._target[7:] = 0.0
@@ -274,7 +290,7 @@ class MujocoRobot:
             n = min(due, self._per_action - self._count % self._per_action)
             impedance.run_impedance(
                 self._handles, self._ids, self._gains, self._rest, self._target, self._fingers, self._torque,
-                self.data.qfrc_constraint, self._external, n,
+                self.data.qfrc_constraint, self._external, self._inertia, int(self._running), n,
             )  # fmt: skip
             due, self._count = due - n, self._count + n
             if self._count % self._per_action == 0:

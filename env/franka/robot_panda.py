@@ -9,7 +9,8 @@ What was measured or read, and is worked around here and in ``arm.py`` (installa
 * the destructor of 1.x reads the robot, and aborts the process where that fails: it is run only while the robot answers;
 * the controller damps absolute velocity: it lags 2 v / sqrt(K) behind. The target is put that far ahead, which is a feed-forward of v;
 * its rotational error is the vector part of a quaternion, half of the angle: stiffness is doubled to be what it says, N m/rad;
-* 1.x draws the null space to a posture of its own unless it is told one; 0.8.1 ignores what it is told;
+* 1.x draws the null space to a posture of its own unless it is told one; 0.8.1 ignores what it is told (and ``brake`` leaves it the
+  motion that does not move the hand);
 * 0.8.1 remembers the last state in control for ever; 1.x believes a controller that died to be running.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from env.franka import driver, frames
+from env.franka import brake, driver, frames
 from env.franka.arm import Arm, Reading
 from env.franka.limits import PANDA
 from env.franka.types import ControlSettings, DeploymentError
@@ -90,16 +91,26 @@ class PandaRobot(Arm):
         self._lead = 2.0 * ratio / np.sqrt(stiffness)
         nullspace = self.settings.nullspace_q
         self._rest = np.array(self._read().q if nullspace is None else nullspace, np.float64)
-        impedance = package().controllers.CartesianImpedance(impedance=np.diag(stiffness), damping_ratio=ratio)
+        impedance = package().controllers.CartesianImpedance(
+            impedance=np.diag(stiffness), damping_ratio=ratio, nullspace_stiffness=brake.POSTURE_STIFFNESS
+        )
         self.vendor.start_controller(impedance)
         return impedance
 
-    def _send(self, ee: frames.Transform, twist: np.ndarray) -> None:
+    def _damping(self) -> tuple[float, float]:
+        translation, rotation = self.settings.stiffness
+        return tuple(2.0 * self.settings.damping_ratio * float(np.sqrt(k)) for k in (translation, 2.0 * rotation))
+
+    def _send(self, ee: frames.Transform, twist: np.ndarray, posture: np.ndarray | None) -> None:
         lead = self._lead * twist
         part = lead[3:]  # the vector part of the quaternion that leads
         part = part * min(1.0, LEAD_MAX / max(float(np.linalg.norm(part)), 1e-9))
         turn = np.append(part, np.sqrt(1.0 - float(part @ part)))
-        self.controller.set_control(ee.position + lead[:3], frames.quat_multiply(turn, ee.quaternion), self._rest)
+        self.controller.set_control(
+            ee.position + lead[:3],
+            frames.quat_multiply(turn, ee.quaternion),
+            self._rest if posture is None else posture,
+        )
 
     def _complaint(self) -> None:
         self.vendor.raise_error()

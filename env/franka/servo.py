@@ -22,6 +22,7 @@ from env.franka.types import Clock, ControlSettings, DeploymentError, Robot, Rob
 
 _PRIORITY = 20  # of the servo's thread among real-time ones; a driver's own is higher
 _ASTRAY = 0.5  # rad between the joints of the arm and those it would have in robosuite: then they are the former
+_FOLLOWS = 0.06  # s, for which a braking reference goes with the arm: where that then is, it stays
 _LONGEST = 0.02  # s of the reference's time in one tick: after a stall it goes on where it was, it does not catch up
 
 
@@ -109,8 +110,9 @@ class Servo:
     def hold(self) -> None:
         """Brake and stay."""
         with self.lock:
-            if self.reference is not None:
+            if self.reference is not None and not self.reference.braking:
                 self.reference.brake()
+                self._braked = self._clock.now()
 
     def release(self) -> None:
         """End of a HOLD: at rest where the robot is, and free to go."""
@@ -137,7 +139,8 @@ class Servo:
             if not self.active:
                 return
             self._advance(now)
-            target = self.reference.position, self.reference.quaternion, self.reference.twist
+            ref = self.reference
+            target = (ref.position, ref.quaternion) + (() if ref.braking else (ref.twist,))
         problem = self._send(
             *target
         )  # outside of the lock: whoever is stuck in the driver keeps nobody else from stopping it
@@ -148,6 +151,8 @@ class Servo:
 
     def _advance(self, now: float) -> None:
         ref = self.reference
+        if ref.braking and now - self._braked < _FOLLOWS:
+            ref.brake(self.state.position, self.state.quaternion)
         walls = guards.walls_ahead(ref.quaternion, ref.goal_quaternion, self.width, self._monitor.settings)
         ref.advance(min(now - self._until, _LONGEST), self._caps, *walls)
         self._until = max(now, self._until)
@@ -155,7 +160,7 @@ class Servo:
             self._monitor.leashed(self._settings.leash_force / self._stiffness)
 
     def _send(self, *target: np.ndarray) -> RobotFault | Verdict | None:
-        """Stream position, quaternion and twist; what went wrong."""
+        """Stream position, quaternion and twist; without a twist, brake. What went wrong."""
         if not all(np.isfinite(part).all() for part in target):
             self.active = False
             detail = "the reference model is not finite; nothing was sent"
@@ -164,7 +169,7 @@ class Servo:
         if self._shadow:
             return None
         try:
-            self._robot.set_target(*target)
+            self._robot.set_target(*target) if len(target) == 3 else self._robot.brake(*target)
         except Exception as error:  # noqa: BLE001  as above
             self.active = False
             return as_fault(error)

@@ -135,6 +135,9 @@ class Robot(Protocol):
     def set_target(self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray) -> None:
         """The pose to be drawn to and its velocity (6,), base frame. Only finite values may ever come here: raises ``ValueError`` else."""
 
+    def brake(self, position: np.ndarray, quaternion: np.ndarray) -> None:
+        """``set_target`` of a pose at rest, and oppose all motion of the arm as hard as is safe (``brake.py``); again at every tick."""
+
     def state(self) -> RobotState:
         """The last state heard; never waits."""
 

@@ -62,6 +62,9 @@ class Arm:
         self.sent.append((self._clock.now(), position, quaternion, twist))
         self._target = (position, quaternion)
 
+    def brake(self, position, quaternion) -> None:
+        self.set_target(position, quaternion, np.zeros(6))
+
     def state(self) -> RobotState:
         self._alive()
         self._advance()
@@ -215,9 +218,11 @@ class Memory:
 class Stage:
     """All of it together on one clock; ``run()`` an episode."""
 
-    def __init__(self, say, operator, clock=None, safety: SafetySettings = BOX, act_steps=4, horizon_steps=4, **kwargs):
+    def __init__(
+        self, say, operator, clock=None, safety: SafetySettings = BOX, act_steps=4, horizon_steps=4, arm=Arm, **kwargs
+    ):
         self.clock = clock or VirtualClock()
-        self.arm, self.hand, self.eye = Arm(self.clock), Hand(self.clock), Eye(self.clock)
+        self.arm, self.hand, self.eye = arm(self.clock), Hand(self.clock), Eye(self.clock)
         self.policy, self.memory = Says(say, act_steps, horizon_steps), Memory()
         self.monitor = SafetyMonitor(safety, self.clock)
         self.operator = operator(self.clock)

@@ -17,11 +17,12 @@ from env.franka.operator import AlwaysHeld, ScriptedOperator
 from env.franka.recording import EpisodeRecorder
 from env.franka.runner import RunnerSettings
 from env.franka.safety import SafetySettings
-from env.franka.types import DeploymentError, RobotFault
+from env.franka.types import ControlSettings, DeploymentError, RobotFault
 
 GO = np.array([0.35, 0.2, 0.3, 0.05, 0.0, 0.1, -1.0])  # a good speed, in the box for as long as a test lasts
 WHEN = 0.6  # s: when it happens, in full motion
 FOREVER = 1e9
+STILL = np.array([0.01, 0.02, 0.02])  # m/s and rad/s of the hand, rad/s of the fastest joint: what counts as standing
 
 
 @dataclass
@@ -134,8 +135,10 @@ class Stalling(VirtualClock):
         super().sleep_until(t + longer)
 
 
-def play(scene: Scene) -> Stage:
-    stage = Stage(scene.say, lambda c: ScriptedOperator(c, list(scene.held), list(scene.commands)), Stalling())
+def play(scene: Scene, **kwargs) -> Stage:
+    stage = Stage(
+        scene.say, lambda c: ScriptedOperator(c, list(scene.held), list(scene.commands)), Stalling(), **kwargs
+    )
     stage.clock.at(WHEN - 1e-6, lambda: scene.cause(stage))
     stage.run()
     return stage
@@ -170,6 +173,23 @@ def test_the_robot_holds_or_stops(name):
     assert stage.memory.verdict is None and len(stage.memory.ticks) >= WHEN / 0.05
     assert [t.number for t in stage.memory.ticks] == list(range(len(stage.memory.ticks)))
     assert not stage.arm.running and stage.arm.stops
+
+
+@pytest.mark.robomimic
+@pytest.mark.parametrize("name", SCENES)
+def test_the_whole_arm_of_the_twin_stands_a_tenth_of_a_second_after_the_cause_can_be_seen(name):
+    """Not what is commanded: what its hand and its joints do, from in full motion, in HOLD and STOPPED, and that it stays so."""
+    pytest.importorskip("robosuite")
+    from twin_arm import TwinArm
+
+    scene = SCENES[name]
+    stage = play(scene, arm=TwinArm, control=ControlSettings(collision_force=100.0, collision_torque=100.0))
+    seen = WHEN + scene.seen
+    stage.clock.sleep_until(max(stage.clock.now(), seen + 0.6))
+    moving, still = stage.arm.motion(WHEN - 0.01, WHEN), stage.arm.motion(seen + 0.1, stage.clock.now())
+    if scene.seen < 0.3 and name != "no observation":
+        assert moving[0] > 0.1, "it was not even moving"
+    assert (still <= STILL).all(), f"m/s, rad/s, fastest joint: {moving.round(3)}, then {still.round(4)}"
 
 
 def test_two_chunks_of_nonsense_in_a_row_stop():

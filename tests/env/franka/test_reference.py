@@ -80,6 +80,35 @@ def test_braking_is_over_in_a_tenth_of_a_second():
     assert np.linalg.norm(ref.position - at) < 1e-4
 
 
+def test_it_brakes_to_where_the_arm_is_within_the_caps_the_box_and_the_leash():
+    """From full speed, ahead of an arm that is coming to rest elsewhere, in front of a wall: all of it for 101 random arms at once."""
+    rng, n, settings = np.random.default_rng(7), 101, ReferenceSettings(caps=Caps(velocity=(0.3, 2.0)))
+    ref = Reference(np.tile(HOME_X, (n, 1)), np.tile(HOME_Q, (n, 1)), settings)
+    low, high = HOME_X - 0.1, HOME_X + rng.uniform(0.02, 0.2, (n, 3))
+    actions = rng.uniform(-1, 1, (n, 7))
+    for _ in range(11):
+        ref.aim(*ref.goal_of(actions))
+        ref.advance(0.05, None, np.tile(low, (n, 1)), high)
+    arm = np.clip(ref.position + rng.uniform(-0.015, 0.015, (n, 3)), low, high)
+    turn = frames.quat_multiply(frames.exp_quat(rng.uniform(-0.05, 0.05, (n, 3))), ref.quaternion)
+    ref.brake(arm, turn)
+    before = ref.acceleration
+    for _ in range(150):
+        ref.advance(0.004, None, np.tile(low, (n, 1)), high)
+        assert (ref.position >= low).all() and (ref.position <= high).all()
+        assert np.linalg.norm(ref.position - arm, axis=1).max() < 20 / 600
+        inside = ((ref.position > low) & (ref.position < high)).all(1)  # a wall takes the speed into it at once
+        jump = np.linalg.norm(ref.acceleration - before, axis=1, keepdims=True)[inside]
+        assert np.linalg.norm(ref.acceleration[:, :3], axis=1).max() <= BRAKE.acceleration[0] + 1e-9 and jump.max() < 60
+        before = ref.acceleration
+    assert np.linalg.norm(ref.position - arm, axis=1).max() < 5e-4
+    assert frames.angle_between(ref.quaternion, turn).max() < 2e-3 and np.abs(ref.twist).max() < 0.01
+    ref.brake()  # and without a pose it stays where it is
+    at = ref.position
+    ref.advance(1.0)
+    assert np.abs(ref.position - at).max() < 1e-3
+
+
 def test_the_leash_holds_and_lets_nothing_push_harder():
     ref = Reference(HOME_X, HOME_Q)
     reach = 20 / 600

@@ -182,6 +182,33 @@ def test_it_follows_a_moving_target_without_lag(fake, speed, turn):
         fake.say("run")
 
 
+@pytest.mark.parametrize("braked", [True, False])
+def test_it_is_brought_to_rest_in_a_tenth_of_a_second(fake, braked):
+    """Which a target at rest does not bring about."""
+    with driving(fake) as robot:
+        start, speed = robot.state(), np.array([0.0, 0.15, -0.1])
+        fake.advance(1)
+        for k in range(125):
+            robot.set_target(start.position + k * 0.004 * speed, start.quaternion, np.concatenate([speed, np.zeros(3)]))
+            fake.advance(4)
+        moving = hand_speed(robot)
+        for k in range(25):
+            if k < 15:
+                at = robot.state()
+            if braked:
+                robot.brake(at.position, at.quaternion)
+            else:
+                robot.set_target(at.position, at.quaternion, STILL)
+            fake.advance(4)
+        assert moving > 0.12 and (hand_speed(robot) < 0.02) == braked, (moving, hand_speed(robot))
+        fake.say("run")
+
+
+def hand_speed(robot: PandaRobot) -> float:
+    state = robot.state()
+    return float(np.linalg.norm((kinematics.jacobian(state.q) @ state.dq)[:3]))
+
+
 def test_stiffness_is_what_it_says(fake):
     """Held against a force and a torque, it gives way by force / K and torque / K."""
     with driving(fake) as robot:
