@@ -18,11 +18,13 @@ from agent.compat.command_line import CFG
 from agent.compat.notes import Notes
 from agent.compat.policy import available, translate_policy
 from agent.config import check_section, schema, validate
+from agent.dataset.normalization import existing
 from agent.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 SCRATCH = "scratch"  # a base policy of random weights
+TERMINAL = ("d3il", "furniture")  # where the time limit ends what an episode is worth
 PPO_DIFFUSION = "model.diffusion.diffusion_ppo.PPODiffusion"
 BASES = {  # what the original leaves to its code stands in these files of cfg/base
     "pretrain": ("run", "stage/pretrain"),
@@ -83,7 +85,7 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
         algorithms.move_to_train(tree)
     missing = [] if agent.ours else [f"{agent.algorithm} is not supported yet"]
     missing += [line for line in translate_policy(tree, notes) if agent.ours or not line.startswith("model._target_")]
-    missing += _refusals(tree) + _world(tree)
+    missing += _refusals(tree)
     names = {key: tree.pop(key) for key in keys.NAMES[agent.stage] if not isinstance(tree.get(key, {}), dict)}
     if agent.stage == "finetune":
         algorithms.translate_algorithm(tree, agent.learner.partition(".")[2], notes)
@@ -178,15 +180,6 @@ def _matching(tree: dict[str, Any], pattern: str) -> list[str]:
     return [path for path, _ in found]
 
 
-def _world(tree: dict[str, Any]) -> list[str]:
-    """Environments that are not there yet."""
-    env = tree.get("env")
-    if not isinstance(env, dict) or env.get("env_type") != "furniture":
-        return []
-    env.pop("specific", None)
-    return ["the furniture environment is not supported yet (env.env_type)"]
-
-
 def _pretrain(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None:
     """The data set says where its statistics are; the original did not ask for them before fine-tuning."""
     tree.setdefault("env_name", str(names.get("env")))
@@ -194,17 +187,12 @@ def _pretrain(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None
     if "normalization_path" in tree:
         return
     data = Path(str(tree.get("train_dataset_path"))).expanduser()
-    beside = data.parent / "normalization.npz"
-    without = None
-    if data.is_file() and not beside.is_file():  # where there are no data either, both are downloaded
-        without = "which is not there"
-    elif tree["benchmark"] == "furniture":
-        without = "and furniture's is another kind of file"
+    beside = existing(data.parent / "normalization.npz")
+    without = data.is_file() and not beside.is_file()  # where there are no data either, both are downloaded
     tree["normalization_path"] = None if without else str(beside)
     if without:
-        notes.add(
-            "otherwise", "normalization_path", f"would be {beside}, {without}: the checkpoint will carry no statistics"
-        )
+        why = f"would be {beside}, which is not there: the checkpoint will carry no statistics"
+        notes.add("otherwise", "normalization_path", why)
 
 
 def _dispersion(tree: dict[str, Any], notes: Notes) -> None:
@@ -228,7 +216,7 @@ def _finetune(tree: dict[str, Any], names: dict[str, Any], notes: Notes) -> None
     elif tree.get("base_policy_path") is None:
         tree["base_policy_path"] = SCRATCH
         notes.add("translated", "base_policy_path", f"none -> {SCRATCH}: random weights")
-    if tree["benchmark"] == "d3il" and not notes.given("train.time_limit"):
+    if tree["benchmark"] in TERMINAL and not notes.given("train.time_limit"):
         notes.add(
             "otherwise",
             "train.time_limit",
@@ -276,8 +264,8 @@ def _sees(tree: dict[str, Any]) -> bool:
 
 
 def _dataset_name(tree: dict[str, Any]) -> None:
-    """Which of several data sets of one environment: D3IL's ``mode``."""
-    if tree["benchmark"] == "d3il" and tree.get("normalization_path"):
+    """Which data set: of several of one environment (D3IL's ``mode``), or named otherwise than the environment (Furniture-Bench)."""
+    if tree["benchmark"] in ("d3il", "furniture") and tree.get("normalization_path"):
         tree["task"] = {"dataset": Path(str(tree["normalization_path"])).parent.name}
     path = tree.get("robomimic_env_cfg_path")
     if isinstance(path, str) and not Path(path).is_file() and (CFG.parent / path).is_file():
@@ -311,8 +299,8 @@ def _on_base(tree: dict[str, Any], agent: targets.Agent) -> DictConfig:
     if tree["model"]["_target_"] == PPO_DIFFUSION:
         files.append("method/ft_ppo_diffusion")
     parts = [{key: value for key, value in _base(name).items() if key not in _NOT_OF_A_BASE} for name in files]
-    if stage == "finetune" and benchmark == "d3il":
-        parts.append({"train": {"time_limit": "terminal"}})  # as in the project's own configurations of D3IL
+    if stage == "finetune" and benchmark in TERMINAL:
+        parts.append({"train": {"time_limit": "terminal"}})  # as in the project's own configurations
     for section, value in keys.STRANGERS:
         node, key = _get(tree, section)
         if node.get(key) in ("", value):

@@ -53,8 +53,6 @@ class Entry:
             if not (folder / f"{method}.yaml").is_file():
                 return "Or pre-train a policy: cfg/pretraining.md"
             return f"Or pre-train one: python script/run.py --config-name={method} --config-dir={folder.relative_to(CFG.parent)}"
-        if suite == "furniture":
-            return "There is no scripted expert for furniture"
         images = " --images" if name.endswith("-img") else ""
         task = name.removesuffix("-img").removesuffix("-medium-v2")
         return f"Or make demonstrations, scripted ones instead of the papers': python script/collect_demos.py --task {task}{images}"

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from agent import checkpoint, images
+from agent.dataset.normalization import existing, load_normalizer
 from agent.download import ensure, recorded
 from agent.download import find as find_published
 from agent.errors import CheckpointError
@@ -34,9 +35,9 @@ def find(cfg: DictConfig) -> Path:
         return Path(cfg.base_policy_path).expanduser()
     folder = Path(cfg.log_root).expanduser() / f"{cfg.benchmark}-pretrain"
     trained = (cfg.get("task") or {}).get("dataset") or cfg.env_name  # D3IL: several data sets of one environment
-    candidates = sorted(
-        folder.glob(f"{trained}_pre_*/*/checkpoint/state_*.pt"), key=lambda p: p.stat().st_mtime, reverse=True
-    )
+    names = {trained, cfg.env_name}  # Furniture-Bench: runs are named after the environment, data after the task
+    found = [path for name in names for path in folder.glob(f"{name}_pre_*/*/checkpoint/state_*.pt")]
+    candidates = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
     for path in candidates:
         payload = checkpoint.load(path)
         if _fits(payload.get("config") or {}, cfg) and images.mismatch(images.of_checkpoint(payload), cfg) is None:
@@ -91,11 +92,11 @@ def normalizer_of(payload: dict[str, Any], cfg: DictConfig) -> Normalizer:
         raise CheckpointError(
             "normalization_path: no checkpoint brings a normaliser, so a file of the demonstrations' (or of measured) bounds is needed"
         )
-    ensure(cfg.normalization_path)
-    if cfg.base_policy_path and find_published(cfg.base_policy_path) and recorded(Path(cfg.normalization_path)) is None:
+    normalizer, path = load_normalizer(cfg.normalization_path), existing(cfg.normalization_path)
+    if cfg.base_policy_path and find_published(cfg.base_policy_path) and recorded(path) is None:
         log.warning(
             "%s was not downloaded by this project: a published checkpoint works with the published statistics only, not with those "
             "of other demonstrations",
-            cfg.normalization_path,
+            path,
         )
-    return Normalizer.load(cfg.normalization_path)
+    return normalizer

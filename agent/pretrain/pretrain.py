@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from agent import checkpoint, images, memory
 from agent.agent import build, read, resolve_device, seed_everything
+from agent.dataset.normalization import existing, load_normalizer
 from agent.download import ensure
 from agent.errors import DatasetError, UsageError
 from agent.logger import CHECKPOINTS, RunLogger, locate_run
@@ -325,14 +326,15 @@ def _load_normalizer(cfg: DictConfig) -> Normalizer | None:
     path = read(cfg, "normalization_path", None)
     if path is None:
         return None
+    path = existing(path)
     ensure(path)
-    if not Path(path).expanduser().is_file():
+    if not path.is_file():
         raise DatasetError(
             f"normalization_path: {path} does not exist. `python script/collect_demos.py --task <task>` writes it "
             "beside the demonstrations; "
             "with data from elsewhere give the file that belongs to them, or null if there is none"
         )
-    normalizer = Normalizer.load(Path(path).expanduser())
+    normalizer = load_normalizer(path)
     for key, found in (("obs_dim", normalizer.obs_dim), ("action_dim", normalizer.action_dim)):
         if read(cfg, key) != found:
             raise DatasetError(

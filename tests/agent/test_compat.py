@@ -33,7 +33,6 @@ CAN = "dppo/robomimic/finetune/can/ft_ppo_diffusion_mlp"
 NOT_YET = {  # of how many files: other issues take lines away
     "PPO with exact likelihoods": 6,
     "model.sde._target_: VPSDE": 6,
-    "the furniture environment": 43,
 }
 UNPUBLISHED = {"VisionUnet1D"}  # named by published files, and nowhere defined
 
@@ -288,7 +287,13 @@ def test_values_go_where_they_belong(every):
         and found.cfg.model.dispersive_loss_variant == "released"
     )
     assert (pre.env_name, pre.wandb.entity, pre.ema.per) == ("can", None, "epoch")
-    assert every["dppo/furniture/pretrain/lamp_low/pre_diffusion_mlp"].cfg.normalization_path is None
+    table = every["d2ppo/furniture/finetune/round_table_med/ft_ppo_diffusion_unet"].cfg
+    assert (table.env.specific.furniture, table.env.specific.randomness, table.env.simulator) == ("round_table", "med", "engine")
+    assert (table.train.time_limit, table.task.dataset, table.train.batch_size) == ("terminal", "round_table_med", 8800 * 5)
+    assert table.normalization_path == "some data/furniture/round_table_med/normalization.pth"  # read, too
+    lamp = every["dppo/furniture/pretrain/lamp_low/pre_diffusion_mlp"].cfg
+    assert (lamp.normalization_path, lamp.env_name) == ("some data/furniture/lamp_low/normalization.pth", "lamp_low_dim")
+    assert every["dppo/furniture/eval/one_leg_low/eval_diffusion_mlp"].cfg.n_episodes == 1000
     assert pre.normalization_path == "some data/robomimic/can/normalization.npz"  # both are still to be downloaded
 
 
@@ -406,8 +411,6 @@ def test_a_damaged_file_is_refused_or_read(tmp_path):
 def test_what_is_not_there_yet_is_refused_by_name():
     with pytest.raises(UsageError, match=r"understood, but PPO with exact likelihoods is not supported yet"):
         compat.adapt(OmegaConf.create(tree("dppo/gym/finetune/hopper-v2/ft_ppo_exact_diffusion_mlp")))
-    with pytest.raises(UsageError, match="the furniture environment is not supported yet"):
-        compat.adapt(OmegaConf.create(tree("d2ppo/furniture/eval/lamp_low/eval_diffusion_mlp")))
     wrong = OmegaConf.merge(tree("dppo/gym/finetune/hopper-v2/sac_mlp"), {"train": {"target_entropy": "low"}})
     with pytest.raises(UsageError, match="train.target_entropy: expected int or float or null, found 'low'"):
         validate(compat.adapt(wrong))
