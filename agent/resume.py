@@ -20,7 +20,8 @@ FREE = {
     "resume", "device", "logdir", "log_root", "data_root", "name", "wandb", "base_policy_path", "normalization_path", "train_dataset_path",
     "train_dataset.dataset_path", "train_dataset.device", "env.n_threads", "env.save_video", "env.render", "env.wrappers.robomimic_lowdim.normalization_path",
     "env.wrappers.robomimic_image.normalization_path", "env.wrappers.mujoco_locomotion_lowdim.normalization_path",
-    "env.wrappers.d3il_lowdim.normalization_path", "robomimic_env_cfg_path",
+    "env.wrappers.d3il_lowdim.normalization_path", "robomimic_env_cfg_path", "env.simulator_python",
+    "env.specific.normalization_path", "env.specific.headless", "env.specific.gpu_id",
     "train.n_epochs", "train.n_train_itr", "train.save_model_freq", "train.latest_every_s", "train.render", "train.val_freq", "train.eval_episodes",
     "train.stop_at_return", "train.final_eval_episodes", "train.log_freq", "train.diagnostics_freq",
 }  # fmt: skip

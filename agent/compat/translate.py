@@ -94,6 +94,8 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
         if tree["train"].pop(key, None) is not None:
             notes.add("idle", f"train.{key}", f"{name} never reads it")
     {"pretrain": _pretrain, "finetune": _finetune, "eval": _eval}[agent.stage](tree, names, notes)
+    if tree["benchmark"] == "furniture" and "env" in tree and tree["env"].get("simulator") != "isaacgym":
+        notes.add("otherwise", "env.specific", "simulated by our re-implementation on MuJoCo (env.simulator=isaacgym: original)")
     _devices(tree, notes)
     known = schema(tree)
     if agent.ours is None:
