@@ -84,6 +84,7 @@ class Robots:
         self.q, self.stuck, self._rng = np.tile(HOME.quaternion, (n, 1)), np.zeros(n, bool), rng
 
     def follow(self, x: np.ndarray, q: np.ndarray) -> None:
+        self.before = self.x
         self.v = self.v + SERVO * (STIFFNESS * (x - self.x) - 2 * np.sqrt(STIFFNESS) * self.v)
         self.v[self.stuck] = 0
         self.x = self.x + SERVO * self.v
@@ -146,8 +147,13 @@ def check(now, before, robots, low, high, caps, settings, worst) -> None:
     assert length(x - robots.x).max() <= 20.0 / STIFFNESS and frames.angle_between(robots.q, q).max() <= 0.15
     if before is None:
         return
-    free = since > 25
-    assert free.mean() > 0.5
+    # what the leash itself does, it does at once: it takes speed away from the robot off the model, and never adds any
+    step = length(x - before[0]) - length(robots.x - robots.before)
+    assert (step <= 2 * caps.velocity[0] * SERVO + 1e-12).all()
+    at_wall = ((x <= low + 1e-6) | (x >= high - 1e-6)).any(
+        1
+    )  # where the leash has drawn the model to in front of a wall, too late to brake
+    free = np.ones(ROBOTS, bool), *2 * [(since > 0) & ~(at_wall & (since <= 25))]
     for k, part in enumerate((slice(0, 3), slice(3, 6))):
         shares = (
             length(twist[:, part]) / caps.velocity[k],
@@ -155,4 +161,4 @@ def check(now, before, robots, low, high, caps, settings, worst) -> None:
             length(a[:, part] - before[3][:, part]) / SERVO / caps.jerk[k],
         )
         for i, share in enumerate(shares):
-            worst[2 * i + k] = max(worst[2 * i + k], share[free].max(initial=0.0))
+            worst[2 * i + k] = max(worst[2 * i + k], share[free[i]].max(initial=0.0))
