@@ -167,7 +167,19 @@ class RunLogger:
         self._write(RESULT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
         if self._wandb is not None:
             self._wandb.summary.update(plain)
+            self._show()
         self.close()
+
+    def _show(self) -> None:
+        """The run's report in WandB, with all its figures. Trouble with it is never the run's trouble."""
+        try:
+            import wandb
+
+            from agent.report.page import make_report  # imports this module
+
+            self._wandb.log({"report": wandb.Html(make_report([self.logdir]))})
+        except Exception as error:  # noqa: BLE001
+            log.warning("wandb: no report (%s: %s)", type(error).__name__, error)
 
     def close(self) -> None:
         """Free the directory; idempotent."""

@@ -45,6 +45,12 @@ for group in sys.argv[1:]:
     sys.exit(0)
 sys.exit(1)
 PY
+  d2ppo_apt "$packages" || d2ppo_say "$without. On Debian or Ubuntu: sudo apt-get install $packages"
+}
+
+# d2ppo_apt <packages>: installs them where that is possible without asking (Debian family, root)
+d2ppo_apt() {
+  local packages=$1
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     d2ppo_say "trying apt-get install $packages"
     # shellcheck disable=SC2086  # a list of words
@@ -54,7 +60,7 @@ PY
       return 0
     fi
   fi
-  d2ppo_say "$without. On Debian or Ubuntu: sudo apt-get install $packages"
+  return 1
 }
 
 # OpenGL draws videos faster on a GPU, and is what images are compared with; without it this project's own renderer draws everything.
@@ -64,6 +70,12 @@ d2ppo_libraries() {
   d2ppo_library "$python" "libegl1 libgles2 libgl1-mesa-dri libosmesa6" "no OpenGL library: images and videos are drawn without" \
     libEGL.so.1,libGLESv2.so.2 libOSMesa.so.8 libOSMesa.so.6
   for extra; do
+    case $extra in
+    dev)
+      command -v chromium-headless-shell chromium chromium-browser google-chrome >/dev/null 2>&1 || d2ppo_apt chromium-headless-shell ||
+        d2ppo_say "no Chromium: the report's page will not be looked at"
+      ;;
+    esac
     case $extra in
     dev | real) d2ppo_library "$python" libusb-1.0-0 "no libusb: RealSense cameras cannot be used" libusb-1.0.so.0 ;;
     esac

@@ -95,13 +95,7 @@ def _configurations(a: Run, b: Run) -> dict[str, list[Any]]:
     """What differs. Of an evaluation beside a training run, what its policy was trained with counts, as far as that is known."""
     if a.stage == b.stage:
         return differences([a.settings, b.settings])
-    base = "base."
-    both = [
-        {key[len(base) :]: value for key, value in run.settings.items() if key.startswith(base)}
-        if run.stage == "eval"
-        else run.settings
-        for run in (a, b)
-    ]
+    both = [a.policy_settings, b.policy_settings]
     return differences(both) if all(both) else {}
 
 

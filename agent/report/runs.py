@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,13 @@ class Run:
         return _settings(self.config)
 
     @property
+    def policy_settings(self) -> dict[str, Any]:
+        """All that made the policy: of an evaluation the settings of the run that trained it, empty where that is not to be found."""
+        if self.stage != "eval":
+            return self.settings
+        return {key.removeprefix("base."): value for key, value in self.settings.items() if key.startswith("base.")}
+
+    @property
     def seed(self) -> int:
         """Of the training; an evaluation's is that of the policy it evaluated."""
         config = self.origin if self.stage == "eval" and self.origin else self.config
@@ -160,7 +168,9 @@ def _config_of(checkpoint: str | None) -> dict[str, Any] | None:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in flatten(config) if not _PLACES.search(key)}
-    origin = _config_of(config.get("base_policy_path"))
+    checkpoint = config.get("base_policy_path")
+    found |= {"base_policy": Path(checkpoint).name} if checkpoint else {}  # which of a run's checkpoints does matter
+    origin = _config_of(checkpoint)
     return found | {f"base.{key}": value for key, value in (_settings(origin) if origin else {}).items()}
 
 
@@ -188,10 +198,11 @@ def differences(all_settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same settings, which differ in their seeds at most."""
+    """Runs of the same settings, which differ in their seeds at most. Groups of the same ``number`` are of the same policies."""
 
     label: str
     runs: list[Run]
+    number: int
 
     @property
     def task(self) -> str:
@@ -206,39 +217,38 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs by settings, in the order they first came, each named by what sets it apart from the others of its stage and task."""
     same: dict[str, list[Run]] = {}
     for run in runs:
-        same.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
-    groups = list(same.values())
-    labels = []
-    for group in groups:
-        rivals = [other[0] for other in groups if (other[0].stage, other[0].task) == (group[0].stage, group[0].task)]
+        same.setdefault(_key(run.settings), []).append(run)
+    numbers: dict[str, int] = {}
+    found: list[Group] = []
+    for group in same.values():
+        first = group[0]
+        rivals = [other[0] for other in same.values() if (other[0].stage, other[0].task) == (first.stage, first.task)]
         apart = differences([rival.settings for rival in rivals])
-        words = [f"{key.rpartition('.')[2]}={row[rivals.index(group[0])]}" for key, row in apart.items()]
-        several = f" ×{len(group)}" if len(group) > 1 else ""
-        label = f"{group[0].task}, {', '.join(words)}{several}" if 0 < len(words) <= 2 else f"{group[0].name}{several}"
-        labels.append(label if label not in labels else f"{label} ({group[0].name})")
-    return [Group(label, group) for label, group in zip(labels, groups, strict=True)]
+        words = [f"{key.rpartition('.')[2]}={row[rivals.index(first)]}" for key, row in apart.items()]
+        label = ", ".join([first.task, *words]) if 0 < len(words) <= 2 else first.name
+        label += f" ×{len(group)}" if len(group) > 1 else ""
+        label += (
+            f" ({first.name})" if any(label == other.label and first.stage == other.stage for other in found) else ""
+        )
+        number = numbers.setdefault(_key(first.policy_settings or {"of": str(first.path)}), len(numbers))
+        found.append(Group(label, group, number))
+    return found
 
 
-def replay_command(run: Run, seed: int, of: str = "after") -> str:
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def replay_command(run: Run, seed: int) -> str:
     """The command that runs the episode of ``seed`` once more and films it, into ``<run>/replay_<seed>``."""
-    checkpoint = run.config.get("base_policy_path") if of == "before" else run.checkpoint
-    words = [
-        f"--config-dir={run.path.resolve()}",
-        f"--config-name={Path(CONFIG).stem}",
-        f"base_policy_path={checkpoint}",
-    ]
-    if run.stage != "eval":
+    words = [f"--config-dir={run.path.resolve()}", f"--config-name={Path(CONFIG).stem}"]
+    if run.stage != "eval":  # of its configuration only what an evaluation knows
         keep = {*COMMON, *STAGES["eval"]} - {"model"}
-        words += ["_target_=agent.eval.eval_agent.EvalAgent", "stage=eval"]
-        words += [f"'~{key}'" for key in run.config if key not in keep] + ["+model={}"]
-    words += [
-        "++policy_weights=null",
-        "++deterministic=true",
-        "++n_episodes=1",
-        f"++eval_seed={seed}",
-        "++render_num=1",
-    ]
-    return " ".join(["python script/run.py", *words, "env.n_envs=1", f"logdir={run.path.resolve()}/replay_{seed}"])
+        words += ["_target_=agent.eval.eval_agent.EvalAgent", "stage=eval", f"base_policy_path={run.checkpoint}"]
+        words += [f"~{key}" for key in run.config if key not in keep] + ["+model={}", "+deterministic=true"]
+    words += [] if "policy_weights" in run.config else ["+policy_weights=null"]  # older runs do not have it
+    words += ["++n_episodes=1", f"++eval_seed={seed}", "++render_num=1", "env.n_envs=1"]
+    return shlex.join(["python", "script/run.py", *words, f"logdir={run.path.resolve()}/replay_{seed}"])
 
 
 def videos(run: Run) -> list[Path]:

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import torch
+from omegaconf import OmegaConf
 
+from agent import checkpoint
+from agent.agent import build
+from agent.dataset.demos import save_demos
 from agent.eval.statistics import bootstrap_interval, wilson_interval
+
+A = [True, True, False, False, True, False, True]
+B = [True, False, True, True, True, False, True]
+LENGTHS = [13, 3, 17, 11]  # of demonstrations; with chunks of four, the second has none
 
 
 def episodes(successes: list[bool], first_seed: int = 2_000_000, solvable: bool = True) -> dict[str, Any]:
@@ -35,7 +43,7 @@ def episodes(successes: list[bool], first_seed: int = 2_000_000, solvable: bool 
 def write(folder: Path, config: dict[str, Any], result: dict[str, Any] | None, rows: list[dict[str, Any]] = ()) -> Path:
     """A run directory with these contents."""
     (folder / "checkpoint").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"logdir": str(folder), "wandb": None, **config}))
+    OmegaConf.save(OmegaConf.create({"logdir": str(folder), "wandb": None, **config}), folder / "config.yaml")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
@@ -70,12 +78,13 @@ def evaluation(folder: Path, of: Path, successes: list[bool], task: str = "can",
 def finetuning(
     folder: Path, base: Path, before: list[bool], after: list[bool], seed: int = 0, solvable: bool = True
 ) -> Path:
-    """Four iterations of fine-tuning, evaluated at the second."""
+    """Four iterations of fine-tuning, evaluated at the second; of a task that knows success, or of one that knows none."""
+    task = "can" if solvable else "hopper"
     config = {
         "stage": "finetune",
         "seed": seed,
-        "env": {"name": "can", "n_envs": 5},
-        "env_name": "can",
+        "env": {"name": task, "n_envs": 5},
+        "env_name": task,
         "base_policy_path": str(base / "checkpoint" / "state_3.pt"),
         "train": {"n_train_itr": 4, "actor_lr": 1e-4},
         "model": {"ft_denoising_steps": 3},
@@ -96,3 +105,53 @@ def finetuning(
         "checkpoint": str(folder / "checkpoint" / "state_4.pt"),
     }
     return write(folder, config, result | about, rows)
+
+
+def trained(folder: Path, weight: float = 0.0, layer: str = "late", **config: Any) -> Path:
+    """A pre-training run with a checkpoint and demonstrations: five numbers seen, a gripper last of three actions, closed in mid-trajectory."""
+    rng = np.random.default_rng(5)
+    actions = np.concatenate([np.clip(rng.normal(0, 0.3, (n, 3)), -1, 1) for n in LENGTHS]).astype(np.float32)
+    actions[:, 2] = np.concatenate([np.where(np.arange(n) < n // 2, -1.0, 1.0) for n in LENGTHS])
+    data = folder.parent / "demos" / "train.npz"
+    data.parent.mkdir(exist_ok=True)
+    save_demos(data, rng.uniform(-1, 1, (sum(LENGTHS), 5)).astype(np.float32), actions, np.array(LENGTHS))
+    network = {
+        "_target_": "model.diffusion.mlp_diffusion.DiffusionMLP",
+        "mlp_dims": [19, 17, 23],
+        "residual_style": False,
+    }
+    network |= {"cond_dim": 5, "horizon_steps": 4, "action_dim": 3, "time_dim": 8}
+    model = {
+        "_target_": "model.diffusion.diffusion.DiffusionModel",
+        "network": network,
+        "horizon_steps": 4,
+        "obs_dim": 5,
+    }
+    model |= {"action_dim": 3, "denoising_steps": 3, "use_dispersive_loss": True, "dispersive_loss_weight": weight}
+    dataset = {"dataset_path": str(data), "horizon_steps": 4, "cond_steps": 1}
+    pretraining(folder, weight=weight, model=model, train_dataset=dataset, dispersive_loss_layer=layer, **config)
+    torch.manual_seed(0)
+    payload = {
+        "kind": "pretrain",
+        "epoch": 3,
+        "model": build(model).state_dict(),
+        "ema": None,
+        "config": {"model": model},
+    }
+    checkpoint.save(folder / "checkpoint" / "state_3.pt", payload)
+    return folder
+
+
+def ten_runs(tmp_path: Path) -> list[Path]:
+    """Runs of every stage, in seeds and settings, with a film."""
+    paths = [trained(tmp_path / "plain"), trained(tmp_path / "spread", 0.5)]
+    for k, flags in enumerate((A, B)):
+        again = trained(tmp_path / f"again{k}", k * 0.5, seed=1)
+        paths.append(evaluation(tmp_path / f"eval{k}_0", paths[k], flags))
+        paths.append(evaluation(tmp_path / f"eval{k}_1", again, flags[1:] + flags[:1]))
+    for seed in (0, 1):
+        paths.append(finetuning(tmp_path / f"tuned{seed}", paths[0], A, B, seed))
+        paths.append(finetuning(tmp_path / f"running{seed}", paths[0], A, B, seed, solvable=False))
+    (tmp_path / "tuned0" / "render").mkdir()
+    (tmp_path / "tuned0" / "render" / "final.mp4").write_bytes(b"film")
+    return paths
