@@ -191,6 +191,21 @@ def test_wandb_is_offline_without_an_account_and_keeps_its_id(tmp_path, monkeypa
     assert wandb.calls[0]["id"] == wandb.calls[1]["id"] == (tmp_path / "wandb_id.txt").read_text().strip()
 
 
+def test_wandb_gets_the_report_and_a_report_that_fails_is_only_a_warning(tmp_path, monkeypatch, caplog):
+    wandb = _fake_wandb(monkeypatch, account=True)
+    wandb.Html = lambda page: ("html", page)
+    logger = _logger(_cfg(tmp_path / "a", wandb=_WANDB, stage="pretrain", env_name="can"))
+    for epoch in (1, 2, 3):
+        logger.log("epoch", epoch, {"train/diffusion loss": 1 / epoch})
+    logger.finish({"epochs": 3})
+    kind, page = wandb.run.rows[-1]["report"]
+    assert kind == "html" and "can: diffusion loss" in page and "<svg" in page
+    logger = _logger(_cfg(tmp_path / "b", wandb=_WANDB))
+    monkeypatch.setattr("agent.report.page.make_report", lambda paths: 1 / 0)
+    logger.finish({"epochs": 3})
+    assert "ZeroDivisionError" in caplog.text and wandb.run.finished and (tmp_path / "b" / "result.json").exists()
+
+
 def test_wandb_goes_online_with_an_account_and_offline_without_a_network(tmp_path, monkeypatch, caplog):
     wandb = _fake_wandb(monkeypatch, account=True)
     _logger(_cfg(tmp_path / "a", wandb=_WANDB)).close()
