@@ -48,7 +48,7 @@ def test_the_benchmark_yields_its_rows_with_their_bars(scene):
     figures = list(row._task(Context(repeats=1, scale=0.1), scene, 1e6, working_backend()[0]))
     assert [f.name for f in figures] == [
         "ball, balanced, 1 thread", "ball, balanced, 2 threads", "ball, faithful, 1 thread", "ball, balanced",
-        "ball, balanced, 2 threads",
+        "ball, balanced, 2 threads over 1",
     ]  # fmt: skip
     assert [f.bar for f in figures] == [10.0, None, None, 1.0, 1.8]
     assert figures[3].met and figures[3].unit == "CPU ms/image"

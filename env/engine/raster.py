@@ -4,7 +4,7 @@
 memory and draws. Drawing releases the GIL, is deterministic to the bit, and loads no graphics library.
 
 The order of things: triangles are first only sorted out (``raster_fill``: which is nearest at each of a pixel's four samples), and what is
-seen is then lit and textured (``raster_shade``, ``raster_paint``): most triangles of a robot are never looked at twice.
+seen is then lit (``raster_light``) and textured (``raster_shade``, ``raster_paint``): most triangles of a robot are never looked at twice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from env.engine.camera_cull import place
 from env.engine.camera_renderer import Appearance
 from env.engine.raster_cull import TILE
 from env.engine.raster_fill import Frame
+from env.engine.raster_light import LANES, N_RECORD, make_batch
 from env.engine.raster_pose import L_AMBIENT, L_CUTOFF, L_EXPONENT, L_FADE, L_SPOT, N_FLOATS, N_LIGHT, N_WORDS
 from env.engine.raster_scene import RasterScene
-from env.engine.raster_shade import N_RECORD
+from env.engine.raster_shapes import CLUSTER
 from env.engine.raster_view import Posed, Scratch, Work, draw_geoms, draw_view, place_all, place_lights
 from env.errors import EnvError
 
@@ -195,13 +196,13 @@ def _memory(scene: RasterScene, height: int, width: int, n_lights: int) -> Work:
     tiles = -(-height // TILE) * -(-width // TILE)
     scratch = Scratch(
         np.zeros((5, 4), np.float32), np.zeros((3, 256), np.float32), np.zeros(tiles, np.float32), np.zeros(width, np.float32),
-        np.zeros((2, width), np.int64), np.zeros((3, 3)), np.zeros((4, 3)), np.zeros(32),
+        np.zeros((2, width), np.int64), np.zeros(CLUSTER, np.float32), np.zeros(CLUSTER, np.int32), np.zeros((3, 3)), np.zeros((4, 3)), np.zeros(32),
     )  # fmt: skip
     return Work(
         np.zeros((2, n), np.float32), np.zeros((2, n), np.int32), np.zeros((2, n), np.uint32), np.full((2, n), 1e30, np.float32),
-        np.zeros((2 * triangles + 1, 4), np.int32), np.zeros((2 * n + 1, N_RECORD), np.float32),
+        np.zeros((2 * triangles + 1, 4), np.int32), np.zeros((2 * n + LANES, N_RECORD), np.float32),
         np.zeros((2 * items, N_FLOATS), np.float32), np.zeros((2 * items, N_WORDS), np.int32), np.zeros(items, np.int32),
-        np.zeros(items), np.zeros((2, n_lights, N_LIGHT), np.float32), np.zeros((4, 3, 3)), np.zeros((3, 4)), scratch,
+        np.zeros(items), np.zeros((2, n_lights, N_LIGHT), np.float32), make_batch(), np.zeros((3, 4)), scratch,
     )  # fmt: skip
 
 

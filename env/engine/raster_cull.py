@@ -11,6 +11,7 @@ from env.engine.raster_pose import F_EYE, F_MAP
 
 kernel = drawing_kernel(__file__)
 TILE = 4  # pixels
+_FLAT = np.float32(-1e-3)  # sine of an angle
 
 
 @inlined
@@ -48,6 +49,26 @@ def meets(boxes, cones, c, planes, item, item_floats, both_sides):
         if along >= cones[c, 3] * math.sqrt(x * x + y * y + z * z) + 1.5 * math.sqrt(hx * hx + hy * hy + hz * hz):
             return 0
     return answer
+
+
+@inlined
+def facing(scene, cluster, item, item_floats, both_sides, sides, found):
+    """Which triangles of a cluster may show their front -> ``found``; returns how many. ``sides``: scratch.
+
+    Those seen at so flat an angle that OpenGL's grid can turn them stay.
+    """
+    first, n = scene.clusters[cluster, 2], scene.clusters[cluster, 3]
+    x, y, z = item_floats[item, F_EYE], item_floats[item, F_EYE + 1], item_floats[item, F_EYE + 2]
+    least = np.float32(-1e30) if both_sides else _FLAT * (abs(x) + abs(y) + abs(z))
+    a, b = scene.planes[0, first : first + n], scene.planes[1, first : first + n]
+    c, d = scene.planes[2, first : first + n], scene.planes[3, first : first + n]
+    for t in range(n):
+        sides[t] = a[t] * x + b[t] * y + c[t] * z + d[t]
+    count = 0
+    for t in range(n):  # (without branches)
+        found[count] = t
+        count += 1 if sides[t] > least else 0
+    return count
 
 
 @kernel

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from env.engine.raster_compile import drawing_kernel, inlined
-from env.engine.raster_cull import behind, hidden, meets, set_planes, survey
+from env.engine.raster_cull import behind, facing, hidden, meets, set_planes, survey
 from env.engine.raster_pose import F_MAP, W_BEHIND, W_MIRRORED
 
 kernel = drawing_kernel(__file__)
@@ -62,12 +62,13 @@ def first_and_last(low, high, scale, size):
 
 @inlined
 def covered(edges, y, offset, width):
-    """First column, and the one after the last, that a triangle covers in the row of samples at height y."""
+    """First column, and the one after the last, that a triangle covers in the row of samples at height y: float64."""
     x0, y0, x1, y1, _, long, low, high, bulges_left = edges
-    on_long = x0 + long * (y - y0)
-    on_short = x0 + low * (y - y0) if y < y1 else x1 + high * (y - y1)
-    left, right = (on_short, on_long) if bulges_left else (on_long, on_short)
-    return max(0, np.int64(math.ceil(left - offset))), min(width, np.int64(math.ceil(right - offset)))
+    below = y < y1
+    x, start, slope = x0 if below else x1, y0 if below else y1, low if below else high
+    on_long, on_short = x0 + long * (y - y0), x + slope * (y - start)
+    left, right = on_short if bulges_left else on_long, on_long if bulges_left else on_short
+    return max(np.ceil(left - offset), 0.0), min(np.ceil(right - offset), width)
 
 
 @inlined
@@ -103,12 +104,13 @@ def fill(ax, ay, az, bx, by, bz, cx, cy, cz, area, first, last, frame, depth, id
     """
     zx, zy = slopes_of(ax, ay, az, bx, by, bz, cx, cy, cz, area)
     edges, pixel, step = edges_of(ax, ay, bx, by, cx, cy), 1.0 / frame.per_pixel, np.float32(zx)
+    width = np.float64(frame.width)
     for r in range(first, last):
         y, offset = (r + 0.5) * pixel, frame.offsets[r & (frame.per_pixel - 1)]
-        left, right = covered(edges, y, offset, frame.width)
+        left, right = covered(edges, y, offset, width)
         z0 = np.float32(az + zx * (left + offset - ax) + zy * (y - ay))
-        base = r * frame.width + left
-        for c in range(right - left):
+        base = r * frame.width + np.int64(left)
+        for c in range(np.int64(right - left)):
             z = z0 + step * np.float32(c)
             if limit is None:
                 if z >= depth[base + c]:
@@ -201,10 +203,12 @@ def clipped(scene, first, triangle, item, item_floats, lens, eye, polygon):
 
 
 @inlined
-def _fill_cluster(scene, cluster, item, flip, frame, depth, ids, limit, kept, n_kept, screen, tiles):
-    sx, sy, sz = screen[0], screen[1], screen[2]
+def _fill_cluster(scene, cluster, item, flip, frame, depth, ids, limit, kept, n_kept, scratch, n_found):
+    """Draw the ``n_found`` triangles of a projected cluster that ``scratch.found`` names; returns the number of rows of ``kept`` in use."""
+    sx, sy, sz, tiles = scratch.screen[0], scratch.screen[1], scratch.screen[2], scratch.tiles
     first = scene.clusters[cluster, 2]
-    for t in range(first, first + scene.clusters[cluster, 3]):
+    for at in range(n_found):
+        t = first + scratch.found[at]
         i, j, k = scene.corners[t, 0], scene.corners[t, 1], scene.corners[t, 2]
         if flip:
             j, k = k, j
@@ -292,7 +296,8 @@ def fill_items(
             if seen == 1:
                 project(scene, scene.clusters[c, 0], scene.clusters[c, 1], item, item_floats, frame.lens, screen)
                 if not hidden(screen, scene.clusters[c, 1], frame, tiles):
-                    n_kept = _fill_cluster(scene, c, item, flip, frame, depth, ids, limit, kept, n_kept, screen, tiles)
+                    n = facing(scene, c, item, item_floats, turned, scratch.sides, scratch.found)
+                    n_kept = _fill_cluster(scene, c, item, flip, frame, depth, ids, limit, kept, n_kept, scratch, n)
             elif seen == 2:
                 n_kept = _fill_cut_cluster(
                     scene,

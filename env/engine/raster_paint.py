@@ -1,4 +1,4 @@
-"""Kernels of the rasteriser, fourth part: colours for the samples of an image, what shows through transparent things, and the mean."""
+"""Kernels of the rasteriser, fifth part: colours for the samples of an image, what shows through transparent things, and the mean."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import numpy as np
 from env.engine.raster_compile import drawing_kernel, inlined
 from env.engine.raster_cull import hidden, meets, set_planes
 from env.engine.raster_fill import area_of, clipped, covered, edges_of, first_and_last, project, slopes_of
+from env.engine.raster_light import LANES, describe_triangles
 from env.engine.raster_pose import F_RGBA, W_BEHIND, W_LAYING, W_MIRRORED, W_TEXTURE
 from env.engine.raster_sample import cube_face, level_of_detail, on_face, sample
-from env.engine.raster_shade import describe_triangle, detail_at, shade
+from env.engine.raster_shade import detail_at, shade
 
 kernel = drawing_kernel(__file__)
+_SEEN = 0  # in place of a record's number: there will be one
 _BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
 
 
@@ -51,9 +53,42 @@ def _sky(scene, cam_mat, lens, column, row):
     )
 
 
+@inlined
+def _collect(scene, kept, row, last, record, batch):
+    """The next triangles among rows ``row`` to ``last`` of ``kept`` that are marked, of one item, into ``batch``; ``record``: of the first.
+
+    Returns (how many, the row after them, their item).
+    """
+    n, item = 0, -1
+    while row < last and n < LANES:
+        if kept[row, 3] == _SEEN:
+            if n > 0 and kept[row, 0] != item:
+                break
+            item = kept[row, 0]
+            batch.triangles[n], batch.places[n] = kept[row, 1], scene.clusters[kept[row, 2], 0]
+            kept[row, 3] = record + n
+            n += 1
+        row += 1
+    return n, row, item
+
+
 @kernel
-def paint(scene, frame, ids, kept, item_floats, item_words, lights, records, n_records, colours, triangle):
-    """Colour every sample of ``ids`` that shows something; returns how many ``records`` are in use, and how many samples show nothing."""
+def describe_seen(scene, frame, ids, kept, first, last, item_floats, item_words, lights, records, n_records, batch):
+    """Records for what ``ids`` shows, of rows ``first`` to ``last`` of ``kept``; returns how many ``records`` are in use."""
+    for at in range(frame.rows * frame.width):
+        kept[ids[at], 3] = _SEEN  # nothing, -1, marks the last row, which no triangle has
+    row = first
+    while row < last:
+        n, row, item = _collect(scene, kept, row, last, n_records, batch)
+        if n > 0:
+            describe_triangles(scene, item, n, item_floats, item_words, lights, frame.lens, records, n_records, batch)
+            n_records += n
+    return n_records
+
+
+@kernel
+def paint(scene, frame, ids, kept, item_words, records, colours):
+    """Colour every sample of ``ids`` that shows something; returns how many samples show nothing."""
     empty = 0
     per_pixel, width, height = frame.per_pixel, frame.width, frame.rows // frame.per_pixel
     for corner_row in range(0, height, 2):
@@ -72,20 +107,13 @@ def paint(scene, frame, ids, kept, item_floats, item_words, lights, records, n_r
                         continue
                     if found != known:
                         known, item, r = found, kept[found, 0], kept[found, 3]
-                        if r < 0:
-                            r = n_records
-                            n_records += 1
-                            kept[found, 3] = r
-                            describe_triangle(
-                                scene, item, kept[found, 1], kept[found, 2], item_floats, item_words, lights, frame.lens, records[r], triangle
-                            )  # fmt: skip
                         texture, laying = item_words[item, W_TEXTURE], item_words[item, W_LAYING]
                         if texture >= 0 and found != last:
                             last = found
                             last_detail = detail_at(scene, texture, laying, records, r, column, row)
                         colour = np.uint32(shade(scene, texture, laying, records, r, column, row, last_detail))
                     colours[at] = colour
-    return n_records, empty
+    return empty
 
 
 @kernel
@@ -127,8 +155,8 @@ def _veil(scene, item, a, b, c, area, frame, depth, limit, records, r, item_word
     shades[0, :] = -1
     for line in range(first, last):
         y, row, offset = (line + 0.5) * pixel, line // frame.per_pixel, frame.offsets[line & (frame.per_pixel - 1)]
-        left, right = covered(edges, y, offset, frame.width)
-        for column in range(left, right):
+        left, right = covered(edges, y, offset, np.float64(frame.width))
+        for column in range(np.int64(left), np.int64(right)):
             at = line * frame.width + column
             z = np.float32(a[2] + zx * (column + offset - a[0]) + zy * (y - a[1]))
             if z < depth[at] or z > limit[at]:
@@ -148,11 +176,20 @@ def _faces_away(scene, cluster, triangle, flip, screen):
     return area >= 0.0 if flip else area <= 0.0
 
 
+@inlined
+def _facing(scene, cluster, cut, flip, screen, batch):
+    """Triangles of a cluster that do not face away, or all of one that the near plane cuts, into ``batch``; returns how many."""
+    n, first = 0, scene.clusters[cluster, 2]
+    for t in range(first, first + scene.clusters[cluster, 3]):
+        if cut or not _faces_away(scene, cluster, t, flip, screen):
+            batch.triangles[n], batch.places[n] = t, scene.clusters[cluster, 0]
+            n += 1
+    return n
+
+
 @kernel
-def veil_item(
-    scene, at, shift, item_floats, item_words, lights, frame, depth, limit, records, triangle, colours, scratch
-):
-    """Blend a transparent item, triangle by triangle; ``records[0]`` is scratch."""
+def veil_item(scene, at, shift, item_floats, item_words, lights, frame, depth, limit, records, batch, colours, scratch):
+    """Blend a transparent item, triangle by triangle; the first ``LANES`` of ``records`` are scratch."""
     item, shape = at + shift, scene.items[at, 1]
     behind = item_words[item, W_BEHIND] == 1
     flip = (item_words[item, W_MIRRORED] == 1) != behind
@@ -167,38 +204,18 @@ def veil_item(
             project(scene, scene.clusters[c, 0], scene.clusters[c, 1], item, item_floats, frame.lens, scratch.screen)
             if hidden(scratch.screen, scene.clusters[c, 1], frame, scratch.tiles):
                 continue
-        for t in range(scene.clusters[c, 2], scene.clusters[c, 2] + scene.clusters[c, 3]):
-            if seen == 1 and _faces_away(scene, c, t, flip, scratch.screen):
-                continue
-            n = clipped(scene, scene.clusters[c, 0], t, item, item_floats, frame.lens, scratch.eye, polygon)
-            described = False
+        facing = _facing(scene, c, seen == 2, flip, scratch.screen, batch)
+        if facing > 0:
+            describe_triangles(scene, item, facing, item_floats, item_words, lights, frame.lens, records, 0, batch)
+        for i in range(facing):
+            n = clipped(scene, batch.places[i], batch.triangles[i], item, item_floats, frame.lens, scratch.eye, polygon)
             for m in range(1, n - 1):
                 p, q, s = polygon[0], polygon[m + 1 if flip else m], polygon[m if flip else m + 1]
                 area = area_of(p[0], p[1], q[0], q[1], s[0], s[1])
-                if area <= 0.0:
-                    continue
-                if not described:
-                    described = True
-                    describe_triangle(
-                        scene, item, t, c, item_floats, item_words, lights, frame.lens, records[0], triangle
-                    )
-                _veil(
-                    scene,
-                    item,
-                    p,
-                    q,
-                    s,
-                    area,
-                    frame,
-                    depth,
-                    limit,
-                    records,
-                    0,
-                    item_words,
-                    alpha,
-                    colours,
-                    scratch.shades,
-                )
+                if area > 0.0:
+                    _veil(
+                        scene, item, p, q, s, area, frame, depth, limit, records, i, item_words, alpha, colours, scratch.shades
+                    )  # fmt: skip
 
 
 @kernel

@@ -38,6 +38,7 @@ class Scene(NamedTuple):
     boxes: np.ndarray
     cones: np.ndarray
     corners: np.ndarray
+    planes: np.ndarray  # (4, T) float32
     attributes: np.ndarray
     shapes: np.ndarray  # (S, 2) int32: first cluster, clusters
     items: np.ndarray  # (I, 3) int32: what is drawn, in MuJoCo's order: geom, shape, part
@@ -150,6 +151,7 @@ class RasterScene:
             joined([p.boxes for p in pieces], (6,), np.float32),
             joined([p.cones for p in pieces], (4,), np.float32),
             joined([p.corners for p in pieces], (3,), np.uint8),
+            np.ascontiguousarray(joined([p.planes for p in pieces], (4,), np.float32).T),
             joined([p.attributes for p in pieces], (3, 5), np.float32),
             np.stack([starts["clusters"][:-1], np.diff(starts["clusters"])], axis=1).astype(np.int32).reshape(-1, 2),
             np.array(items, np.int32).reshape(-1, 3),

@@ -32,8 +32,8 @@ class Soup:
 class Shape:
     """A soup in clusters. ``places`` (P, 3): corners' positions, cluster by cluster; ``clusters`` (C, 4): first place, places, first
     triangle, triangles; ``boxes`` (C, 6): centre, half sizes; ``cones`` (C, 4): axis, and the sine of the largest angle from it (2: no
-    cone); ``corners`` (T, 3) uint8: places counted from the cluster's first; ``attributes`` (T, 3, 5): their normals and texture
-    coordinates.
+    cone); ``corners`` (T, 3) uint8: places counted from the cluster's first; ``planes`` (T, 4): unit normals, and how far the origin lies
+    above each; ``attributes`` (T, 3, 5): their normals and texture coordinates.
     """
 
     places: np.ndarray
@@ -41,6 +41,7 @@ class Shape:
     boxes: np.ndarray
     cones: np.ndarray
     corners: np.ndarray
+    planes: np.ndarray
     attributes: np.ndarray
 
 
@@ -54,6 +55,7 @@ def make_shape(soup: Soup) -> Shape:
     extent = max(float(np.ptp(soup.corners.reshape(-1, 3), axis=0).max()), 1e-9) if len(kept) else 1.0
     features = np.concatenate([(a + b + c)[kept] / (3 * extent), 0.25 * faces], axis=1)
     places, clusters, boxes, cones, corners, order = [], [], [], [], [], []
+    planes = np.column_stack([faces, -(faces * a[kept]).sum(axis=1)])
     n_places = n_triangles = 0
     for members in _groups(features, np.arange(len(kept))):
         points, which = np.unique(soup.corners[kept[members]].reshape(-1, 3), axis=0, return_inverse=True)
@@ -65,15 +67,15 @@ def make_shape(soup: Soup) -> Shape:
         places.append(points)
         corners.append(which.reshape(-1, 3))
         order.append(members)
+    order = np.concatenate(order or [np.zeros(0, int)])
     return Shape(
         np.concatenate(places or [np.zeros((0, 3))]).astype(np.float32),
         np.array(clusters, np.int32).reshape(-1, 4),
         np.array(boxes, np.float32).reshape(-1, 6),
         np.array(cones, np.float32).reshape(-1, 4),
         np.concatenate(corners or [np.zeros((0, 3))]).astype(np.uint8),
-        np.concatenate([soup.normals, soup.uv], axis=2)[kept[np.concatenate(order or [np.zeros(0, int)])]].astype(
-            np.float32
-        ),
+        planes[order].astype(np.float32),
+        np.concatenate([soup.normals, soup.uv], axis=2)[kept[order]].astype(np.float32),
     )
 
 

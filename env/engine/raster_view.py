@@ -9,7 +9,8 @@ import numpy as np
 from env.engine.raster_compile import drawing_kernel, inlined
 from env.engine.raster_cull import survey
 from env.engine.raster_fill import fill_items
-from env.engine.raster_paint import add_mirrored, mirror_limit, paint, paint_sky, resolve, veil_item
+from env.engine.raster_light import LANES, Batch
+from env.engine.raster_paint import add_mirrored, describe_seen, mirror_limit, paint, paint_sky, resolve, veil_item
 from env.engine.raster_pose import F_RGBA, describe_items, place_arrows, place_frames, see_lights, set_view, sort_items
 from env.engine.raster_scene import M_REFLECTANCE
 
@@ -24,6 +25,8 @@ class Scratch(NamedTuple):
     tiles: np.ndarray  # (tiles,) float32, see ``survey``
     line: np.ndarray  # (W,) float32
     shades: np.ndarray  # (2, W) int64
+    sides: np.ndarray  # (CLUSTER,) float32, see ``facing``
+    found: np.ndarray  # (CLUSTER,) int32
     eye: np.ndarray  # (3, 3)
     polygon: np.ndarray  # (4, 3)
     small: np.ndarray  # (32,)
@@ -43,7 +46,7 @@ class Work(NamedTuple):
     order: np.ndarray  # (I,) int32
     distance: np.ndarray  # (I,) float64
     lights: np.ndarray  # (2, L, N_LIGHT) float32
-    triangle: np.ndarray  # (4, 3, 3) float64
+    batch: Batch
     eye_map: np.ndarray  # (3, 4) float64: the world in the camera's frame
     scratch: Scratch
 
@@ -107,8 +110,18 @@ def veil(scene, work, first, last, which, frame):
         at = work.order[first + k if k < last - first else 2 * last - first - 1 - k]
         veil_item(
             scene, at, which * n, work.item_floats, work.item_words, work.lights, frame, work.depth[which], work.limit[which],
-            work.records, work.triangle, work.colours[which], work.scratch,
+            work.records, work.batch, work.colours[which], work.scratch,
         )  # fmt: skip
+
+
+@inlined
+def _colour(scene, work, which, frame, first, last, records):
+    """Colours of what ``work.ids`` shows, rows ``first`` to ``last`` of ``work.kept``. Returns (records in use, samples without)."""
+    records = describe_seen(
+        scene, frame, work.ids[which], work.kept, first, last, work.item_floats, work.item_words, work.lights, work.records, records,
+        work.batch,
+    )  # fmt: skip
+    return records, paint(scene, frame, work.ids[which], work.kept, work.item_words, work.records, work.colours[which])
 
 
 @kernel
@@ -120,14 +133,11 @@ def _mirror(scene, work, posed, cam_pos, cam_mat, frame, opaque, count, mirror, 
     look(scene, work, posed, cam_pos, cam_mat, mirror)
     work.ids[1, :] = -1
     work.colours[1, :] = 0
-    kept = fill_items(
+    all_kept = fill_items(
         scene, work.order, 0, last, len(scene.items), work.item_floats, work.item_words, frame, work.depth[1], work.ids[1],
         work.limit[1], work.kept, kept, work.scratch,
     )  # fmt: skip
-    records, _ = paint(
-        scene, frame, work.ids[1], work.kept, work.item_floats, work.item_words, work.lights, work.records, 1, work.colours[1],
-        work.triangle,
-    )  # fmt: skip
+    records, _ = _colour(scene, work, 1, frame, kept, all_kept, LANES)
     veil(scene, work, opaque, count, 1, frame)
     return records
 
@@ -150,17 +160,14 @@ def draw_view(scene, work, posed, cam_pos, cam_mat, frame, reflections, image):
         scene, work.order, 0, opaque, 0, work.item_floats, work.item_words, frame, work.depth[0], work.ids[0], None, work.kept, 0,
         work.scratch,
     )  # fmt: skip
-    mirrored, records = False, 1
+    mirrored, records = False, LANES
     if reflections and mirror >= 0:
         mirrored = mirror_limit(
             scene, work.ids[0], work.kept, mirror, work.depth[0], work.limit[1], work.depth[1], frame.far
         ) > 0  # fmt: skip
     if mirrored:
         records = _mirror(scene, work, posed, cam_pos, cam_mat, frame, opaque, count, mirror, kept)
-    _, empty = paint(
-        scene, frame, work.ids[0], work.kept, work.item_floats, work.item_words, work.lights, work.records, records, work.colours[0],
-        work.triangle,
-    )  # fmt: skip
+    _, empty = _colour(scene, work, 0, frame, 0, kept, records)
     if mirrored:
         add_mirrored(scene, work.ids[0], work.kept, mirror, work.colours[1], work.colours[0])
     if empty > 0:

@@ -120,6 +120,48 @@ def test_distances_are_those_of_the_geometry_even_where_the_near_plane_cuts():
     assert np.allclose(depth[1][missed], 50.0)
 
 
+def test_light_falls_on_corners_as_opengl_has_it():
+    # a wall of 2 x 2 squares; along y = 0 its colour lies between those of three corners
+    lamps = (
+        '<light type="spot" pos=".6 .4 1.4" dir="-.3 .1 -1" cutoff="70" exponent="7" attenuation=".5 .2 .1" ambient=".05 .1 0" '
+        'diffuse=".4 .4 .7" specular=".2 .3 .4" castshadow="false"/>'
+        '<light type="directional" dir=".2 -.1 -1" diffuse=".1 .2 .1" specular=".3 .2 .3" castshadow="false"/>'
+    )
+    model = wall("1.5", more=lamps)
+    model.geom_size[0, 2] = 3.0  # of its grid
+    dull = model.geom_matid[0]
+    model.mat_specular[dull], model.mat_shininess[dull], model.mat_emission[dull] = 0.7, 0.13, 0.08
+    own, eye, normal = model.mat_rgba[dull, :3].astype(float), np.array([0, 0, 2.0]), np.array([0, 0, 1.0])
+
+    def unit(v: np.ndarray) -> np.ndarray:
+        return v / np.linalg.norm(v)
+
+    def colour(place: np.ndarray) -> np.ndarray:
+        total, gleam = np.full(3, 0.08), np.zeros(3)
+        lights = [(np.full(3, 0.1), np.full(3, 0.4), np.zeros(3), normal, 1.0)]  # the headlight
+        for i in range(2):
+            towards = model.light_pos[i] - place if i == 0 else -model.light_dir[i]
+            away, strength = np.linalg.norm(towards), 1.0
+            if i == 0:
+                along = -unit(towards) @ unit(model.light_dir[i])
+                strength = (along > np.cos(np.radians(70))) * along**7 / (0.5 + 0.2 * away + 0.1 * away**2)
+            of_light = (model.light_ambient[i], model.light_diffuse[i], model.light_specular[i])
+            lights.append((*of_light, unit(towards), strength))
+        for ambient, diffuse, specular, towards, strength in lights:
+            total = total + strength * (ambient + max(normal @ towards, 0) * diffuse)
+            half = normal @ unit(towards + unit(eye - place))
+            gleam = gleam + 0.7 * strength * specular * half ** (0.13 * 128)
+        return np.minimum(own * total + gleam, 1)
+
+    image = drawn(model, size=(33, 33))
+    middle, right, left = (colour(np.array([x, 0, 0])) for x in (0, 1.5, -1.5))
+    assert min(np.ptp([middle, right, left], axis=0)) > 0.1 and max(middle) < 1  # or it would show nothing
+    for column in range(5, 28):
+        part = abs(column - 16) * 4 / 33 / 1.5
+        expected = 255 * (middle + part * ((right if column > 16 else left) - middle))
+        assert np.abs(image[16, column] - expected).max() <= 1, column
+
+
 def test_a_magnified_texture_is_interpolated_between_its_texels():
     model = wall(size="2", material="tiles")
     image = drawn(model, size=(24, 24))
@@ -216,6 +258,18 @@ def test_images_do_not_depend_on_threads_or_on_what_was_drawn_before(scene):
     with ThreadPoolExecutor(3) as executor:
         list(executor.map(work, reversed(range(7))))
     assert np.array_equal(again, single)
+
+
+def test_what_is_passed_over_because_it_faces_away_would_not_show(scene):
+    everything = RasterScene(scene, "faithful")
+    everything.arrays = everything.arrays._replace(planes=np.zeros_like(everything.arrays.planes))  # nothing faces away
+    pose, size = poses(scene), (61, 67)
+    for turn in np.linspace(0, 3, 7):
+        pose[1, 3:] = np.cos(turn), *(np.sin(turn) * np.array([0.6, 0.64, 0.48]))
+        ours, all_of_it = np.zeros((6, *size), np.uint8), np.zeros((6, *size), np.uint8)
+        for picture, image in ((RasterScene(scene, "faithful"), ours), (everything, all_of_it)):
+            Rasterizer(picture, [0, 1], size, True).draw(pose, (), image)
+        assert np.array_equal(ours, all_of_it)
 
 
 def test_an_appearance_is_worn_and_taken_off(scene):
