@@ -6,10 +6,10 @@
 Killed or interrupted: the same command goes on. What is finished is not repeated, what is half finished continues from its checkpoint.
 
 On a cluster (pip install -e .[sweep]), in 20 jobs, and then once more without -m for the table:
-    python script/ablate.py ... -m hydra/launcher=submitit_slurm parts=20 'part=range(0,20)'     (or hydra/launcher=ray)
+    python script/ablate.py -m --config-dir=... --config-name=... hydra/launcher=submitit_slurm parts=20 'part=range(0,20)'    (or ...=ray)
 Search instead of a grid; a job is a setting, and its mean over the seeds is what Optuna maximises:
-    python script/ablate.py ... -m hydra/sweeper=optuna hydra.sweeper.direction=maximize hydra.sweeper.n_trials=20 \\
-        'grids.weight.dispersive_loss_weight=interval(0.0,1.0)'
+    python script/ablate.py -m --config-dir=... --config-name=... hydra/sweeper=optuna hydra.sweeper.direction=maximize \\
+        hydra.sweeper.n_trials=20 hydra.sweeper.n_jobs=1 'grids.weight.dispersive_loss_weight=interval(0.0,1.0)'
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ class PPO(Algorithm):
             raise UsageError(
                 f"a loss is not finite ({metrics}); nothing was saved after this. Lower train.actor_lr or train.critic_lr"
             )
-        metrics |= self.regulariser.means.read()
+        metrics |= self.regulariser.read()
         return metrics | {"updates": float(losses.updates), "kl_stopped": float(stopped and learn_actor)}
 
     def _minibatches(self, data: Data, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -303,6 +303,7 @@ class PPO(Algorithm):
                 new - data.log_probs[row, step], weighted, self.policy.clip_range(step)
             )
             more = self.regulariser.loss(data, row, step, features)
+            self.regulariser.compare(loss)
             share(loss if more is None else loss + more, len(pair), total).backward()
             losses.policy.append(loss.detach())
             losses.kl.append(kl)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from agent.config import NUMBER
 from agent.errors import UsageError
 from agent.finetune.minibatch import Data, Means
+from model.common.dispersion import gradient_norm
 from model.common.dispersive_loss import DispersiveLoss, record_outputs
 
 SETTINGS = {
@@ -51,6 +52,10 @@ class Regulariser:
                     f"train.{key}: {type(policy).__name__} keeps no base policy to stay near to; set it to 0"
                 )
         self.disperse, self.layers = None, []
+        self._dispersive, self._ratio = (
+            None,
+            None,
+        )  # of the last minibatch; of gradients, in the first one since ``read``
         if self.dispersion:
             names = {"type": "kind", "temperature": "temperature", "layer": "layer"}
             given = {
@@ -83,7 +88,24 @@ class Regulariser:
             dispersive = self.disperse(features)
             self.means.add(dispersive=dispersive)
             parts.append(self.dispersion * dispersive)
+            self._dispersive = dispersive
         return torch.stack(parts).sum() if parts else None
+
+    def compare(self, objective: Tensor) -> None:
+        """Measure, for the first minibatch after a ``read``, the dispersive gradient's norm relative to that of ``objective``, whose graph
+        is still there; call it after ``loss``."""
+        if self._dispersive is not None and self._ratio is None:
+            parameters = [p for p in self.policy.actor_ft.parameters() if p.requires_grad]
+            first, second = (gradient_norm(x, parameters) for x in (objective, self._dispersive))
+            self._ratio = self.dispersion * second / first
+        self._dispersive = None
+
+    def read(self) -> dict[str, float]:
+        """``loss/<name>`` means since the last time, and ``dispersive/gradient_norm_ratio``; ``UsageError`` as ``Means.read``."""
+        metrics = self.means.read()
+        if self._ratio is not None:
+            metrics["dispersive/gradient_norm_ratio"], self._ratio = float(self._ratio), None
+        return metrics
 
     def _cloning(self, data: Data, row: Tensor) -> Tensor:
         obs = data.look(row[:: data.log_probs.shape[1]])

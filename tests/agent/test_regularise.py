@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -125,7 +127,25 @@ def test_dispersive_loss_is_of_the_tuned_networks_hidden_layer():
     metrics = PPO(policy, {**TRAIN, **train}, 5, torch.Generator().manual_seed(0)).update(
         make_rollout(policy, PointMass(5), 9)[0], 0
     )
-    assert metrics["loss/dispersive"] < 0
+    assert metrics["loss/dispersive"] < 0 < metrics["dispersive/gradient_norm_ratio"]
+
+
+def test_gradients_are_compared_once_per_update():
+    policy = moved("diffusion")
+    data = data_of(make_rollout(policy, PointMass(5), 4)[0])
+    row, step = pairs(data)
+    regulariser = Regulariser(policy, {"dispersive_loss_weight": 0.5}, torch.Generator())
+    for scale in (3.0, 30.0):  # the second minibatch does not count
+        with regulariser.recording() as features:
+            new = policy.log_prob(data.look(row), data.chains[row, step], data.chains[row, step + 1], step)
+        regulariser.loss(data, row, step, features)
+        regulariser.compare(scale * new.sum())
+    norms = []
+    for loss in (3 * new.sum(), regulariser.disperse(features)):
+        gradients = torch.autograd.grad(loss, list(policy.actor_ft.parameters()), retain_graph=True, allow_unused=True)
+        norms.append(math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None)))
+    assert regulariser.read()["dispersive/gradient_norm_ratio"] == pytest.approx(0.5 * norms[1] / norms[0], rel=1e-4)
+    assert "dispersive/gradient_norm_ratio" not in regulariser.read()
 
 
 def test_what_cannot_be_is_refused():
