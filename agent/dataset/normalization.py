@@ -43,13 +43,17 @@ def load_normalizer(path: str | os.PathLike[str]) -> Normalizer:
         return Normalizer.load(path)
     content = read_torch_file(path)
     if not isinstance(content, Mapping):
-        raise DatasetError(f"{path}: expected stats.{{observations,actions}}.{{min,max}}, found {type(content).__name__}")
+        raise DatasetError(
+            f"{path}: expected stats.{{observations,actions}}.{{min,max}}, found {type(content).__name__}"
+        )
     arrays = {}
     for ours, theirs in _KEYS.items():
         for end in ("min", "max"):
             value = content.get(f"stats.{theirs}.{end}")
             if not isinstance(value, torch.Tensor):
-                raise DatasetError(f"{path}: no stats.{theirs}.{end} in it (found {', '.join(map(str, content)) or 'nothing'})")
+                raise DatasetError(
+                    f"{path}: no stats.{theirs}.{end} in it (found {', '.join(map(str, content)) or 'nothing'})"
+                )
             arrays[f"{ours}_{end}"] = value.float().numpy()
     try:
         return Normalizer(**arrays)

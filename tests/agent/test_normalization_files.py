@@ -38,7 +38,11 @@ def test_one_stands_in_for_the_other(tmp_path):
 
 def test_what_is_published_is_what_would_be_fetched(tmp_path):
     """Of Furniture-Bench only ``.pth`` is published, of the others only ``.npz``."""
-    for suite, task, kind in (("furniture", "lamp_med", ".pth"), ("robomimic", "can", ".npz"), ("d3il", "avoid_m1", ".npz")):
+    for suite, task, kind in (
+        ("furniture", "lamp_med", ".pth"),
+        ("robomimic", "can", ".npz"),
+        ("d3il", "avoid_m1", ".npz"),
+    ):
         for asked in (".npz", ".pth"):
             assert existing(tmp_path / suite / task / f"normalization{asked}").suffix == kind
 

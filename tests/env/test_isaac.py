@@ -177,7 +177,9 @@ def test_dense_rewards_and_bulbs_of_those_who_play_on(lamp):
     reach[3:] = still(2)
     touched = lamp.step(reach).obs["state"][:, 0, 16 : 16 + 3 * PAIR].reshape(5, 3, PAIR)
     np.testing.assert_allclose(touched[:3, 1, :3], reach[:3, -1, :3], rtol=1e-6)
-    result = lamp.step(placed(reach, 0, BLOW_UP, step=2))  # slot 0 begins anew, which makes the simulator forget all bulbs
+    result = lamp.step(
+        placed(reach, 0, BLOW_UP, step=2)
+    )  # slot 0 begins anew, which makes the simulator forget all bulbs
     bulbs = result.obs["state"][:, 0, 16 : 16 + 3 * PAIR].reshape(5, 3, PAIR)[:, 1]
     closed = still(5, (0.35, 0.25, 0.1), grip=1.0)
     after = lamp.step(closed).obs["state"][:, 0, 16 : 16 + 3 * PAIR].reshape(5, 3, PAIR)[:, 1]

@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from env import registry
 from env.protocol import VectorEnv
 from env.viewer import LiveView
 from tests.point_mass import PointMass
@@ -65,3 +66,20 @@ def test_without_a_display_it_says_so_once_and_goes_on(monkeypatch, caplog):
         venv.step(np.zeros((3, 2, 2)))
         venv.close()
     assert caplog.text.count("no display") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({}, False),
+        ({"render": True}, True),
+        ({"specific": {"headless": False}}, True),
+        ({"specific": {"headless": True}}, False),
+        ({"specific": {"headless": False}, "render": False}, False),  # as of fine-tuning's evaluations
+    ],
+)
+def test_who_asks_for_a_window_gets_one(window, monkeypatch, said, shown):
+    monkeypatch.setitem(registry.TASKS, "shown", lambda cfg: Shown(3))
+    venv = registry.make_vector_env({"name": "shown", **said})
+    assert isinstance(venv, LiveView) is shown
+    venv.close()

@@ -16,7 +16,9 @@ PARTS = {"one_leg": (5, 1), "lamp": (3, 2), "round_table": (3, 2)}  # parts, pai
 class FurnitureRLSimEnv:
     """N environments in one."""
 
-    def __init__(self, randomness, randomize_obstacle=True, *, furniture, num_envs, max_env_steps, headless, obs_keys, **settings):
+    def __init__(
+        self, randomness, randomize_obstacle=True, *, furniture, num_envs, max_env_steps, headless, obs_keys, **settings
+    ):
         assert randomness in ("low", "med") and obs_keys[-1] == "parts_poses" and settings["concat_robot_state"] is True
         assert (settings["act_rot_repr"], settings["action_type"], settings["ctrl_mode"]) == ("rot_6d", "pos", "diffik")
         assert (settings["stiffness"], settings["damping"], settings["april_tags"]) == (1000, 200, False)
