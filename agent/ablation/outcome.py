@@ -63,23 +63,32 @@ def rows_of(outcomes: Sequence[Outcome], reference: Mapping[str, Any]) -> list[d
     same evaluation seeds, Student's interval.
 
     Args:
-        reference: settings of the cells, of the same task, that others are compared with; empty: none.
+        reference: settings of the cells that others of the same task and seed are compared with, each with the one it shares most settings
+            with (of a small batch that of small batches); empty: none.
     """
     groups: dict[tuple, list[Outcome]] = {}
     for outcome in outcomes:
         for grid in outcome.cell.labels:
             groups.setdefault((grid, outcome.cell.task, outcome.cell.setting), []).append(outcome)
-    references = {}
-    for outcome in outcomes:
-        settings = outcome.cell.stages[0][2]
-        if reference and all(settings.get(key) == value for key, value in reference.items()):
-            references.setdefault((outcome.cell.task, outcome.cell.seed), outcome)
+    references = [
+        o for o in outcomes if reference and all(_settings(o).get(key) == value for key, value in reference.items())
+    ]
     order = list(dict.fromkeys(grid for grid, _, _ in groups))
     ordered = sorted(groups.items(), key=lambda item: order.index(item[0][0]))
     return [_row(grid, task, found, references) for (grid, task, _), found in ordered]
 
 
-def _row(grid: str, task: str, found: Sequence[Outcome], references: Mapping[tuple, Outcome]) -> dict[str, Any]:
+def _settings(outcome: Outcome) -> dict[str, Any]:
+    """Of its pre-training."""
+    return outcome.cell.stages[0][2]
+
+
+def _nearest(outcome: Outcome, references: Sequence[Outcome]) -> Outcome | None:
+    same = [r for r in references if (r.cell.task, r.cell.seed) == (outcome.cell.task, outcome.cell.seed)]
+    return max(same, key=lambda r: sum(_settings(r).get(k) == v for k, v in _settings(outcome).items()), default=None)
+
+
+def _row(grid: str, task: str, found: Sequence[Outcome], references: Sequence[Outcome]) -> dict[str, Any]:
     means = [float(np.mean(outcome.scores)) for outcome in found]
     labels = found[0].cell.labels[grid]
     shown = (
@@ -91,7 +100,7 @@ def _row(grid: str, task: str, found: Sequence[Outcome], references: Mapping[tup
     row |= {"seeds": len(found), "episodes": sum(len(outcome.scores) for outcome in found)}
     row |= {"measured": "success" if found[0].solvable else "return"}
     row |= dict(zip(("mean", "low", "high"), _mean(found, means), strict=True))
-    pairs = [(references.get((task, outcome.cell.seed)), outcome) for outcome in found]
+    pairs = [(_nearest(outcome, references), outcome) for outcome in found]
     differences = [
         float(np.subtract(o.scores, r.scores).mean())
         for r, o in pairs

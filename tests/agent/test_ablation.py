@@ -26,7 +26,7 @@ from agent.dataset.demos import save_demos
 from agent.errors import UsageError
 from agent.eval.statistics import wilson_interval
 from env.normalizer import Normalizer
-from script import ablate
+from script import ablation_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = sorted(path.stem for path in (ROOT / "cfg" / "ablation").glob("*.yaml"))
@@ -97,10 +97,10 @@ def test_every_named_ablation_composes_to_the_end(name: str):
             key = (stage[1], *stage[2])  # which settings; their values are checked as they are used
             if key not in seen:
                 seen.add(key)
-                cfg = ablate.composed(
+                cfg = ablation_cells.composed(
                     stage[1], {**stage[2], "seed": cell.seed, "wandb": None, "resume": True, "logdir": "x"}
                 )
-                ablate.run.validate(cfg)
+                ablation_cells.run.validate(cfg)
     settings = [cell.stages[0][2] for cell in cells]
     assert not plain["reference"] or any(all(s.get(k) == v for k, v in plain["reference"].items()) for s in settings)
 
@@ -160,6 +160,19 @@ def test_a_row_by_hand(tmp_path: Path):
     assert ablation_figure(rows, tmp_path / "f.png", "x").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_cell_is_compared_with_the_reference_most_like_it(tmp_path: Path):
+    cells = cells_of(config(seeds=[5], grids={"a": {"w": [0, 1], "batch": [32, 256]}}))
+    scores = {(0, 32): [0, 0], (0, 256): [1, 0], (1, 32): [1, 1], (1, 256): [1, 1]}
+    outcomes = []
+    for cell in cells:
+        settings = cell.stages[0][2]
+        finished(tmp_path / cell.folder, cell, scores[settings["w"], settings["batch"]])
+        outcomes.append(outcome_of(cell, tmp_path / cell.folder, None))
+    differences = {row["setting"]: row["difference"] for row in rows_of(outcomes, {"w": 0})}
+    assert differences["w=1, batch=32"] == 1 and differences["w=1, batch=256"] == 0.5
+    assert math.isnan(differences["w=0, batch=32"]) and math.isnan(differences["w=0, batch=256"])
+
+
 def test_locomotion_is_measured_by_returns_and_fine_tuning_by_its_own_evaluation(tmp_path: Path):
     (cell, _, *_) = cells_of(config())
     finished(tmp_path / "a", cell, [10.0, 30.0], solvable=False)
@@ -190,20 +203,22 @@ def test_a_finished_stage_is_not_repeated_and_must_mean_the_same(tmp_path: Path,
         (logdir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         (logdir / "result.json").write_text(json.dumps({"checkpoint": "trained.pt"}))
 
-    monkeypatch.setattr(ablate.run, "execute", execute)
+    monkeypatch.setattr(ablation_cells.run, "execute", execute)
     plain = named("weight", "seeds=[11]", "task=can")
     cell = cells_of(plain)[0]
     with pytest.raises(KeyboardInterrupt):
-        ablate.run_cell(cell, tmp_path, "somewhere", 1)
-    ablate.run_cell(cell, tmp_path, "elsewhere", 2)  # where data lie, and on how many threads, changes no result
+        ablation_cells.run_cell(cell, tmp_path, "somewhere", 1)
+    ablation_cells.run_cell(
+        cell, tmp_path, "elsewhere", 2
+    )  # where data lie, and on how many threads, changes no result
     assert done == [("pretrain", None, True, 11), ("eval", "trained.pt", True, 11), ("eval", "trained.pt", True, 11)]
-    ablate.run_cell(cell, tmp_path, "somewhere", 1)
+    ablation_cells.run_cell(cell, tmp_path, "somewhere", 1)
     assert len(done) == 3
     stages = ((*cell.stages[0][:2], {**cell.stages[0][2], "train.batch_size": 7}), cell.stages[1])
     other = Cell(cell.task, cell.seed, stages, cell.labels)
     (tmp_path / "cells" / cell.folder).rename(tmp_path / "cells" / other.folder)
     with pytest.raises(UsageError, match=r"train\.batch_size was 256 .* is 7 now"):
-        ablate.run_cell(other, tmp_path, "somewhere", 1)
+        ablation_cells.run_cell(other, tmp_path, "somewhere", 1)
 
 
 @pytest.mark.slow
