@@ -12,12 +12,15 @@ from agent import checkpoint
 from agent.collapse import Sample, linear_probe, measure, rows_of
 from agent.errors import UsageError
 from agent.features import LAYERS, diagnose, probe, trained_network
+from agent.finetune.finetune import FinetuneAgent
+from agent.plots import read_metrics
 from model.common.critic import CriticObs
 from model.common.gaussian import GaussianModel
 from model.common.mlp_gaussian import Gaussian_MLP
 from model.diffusion.diffusion import DiffusionModel
 from model.diffusion.diffusion_ppo import PPODiffusion
 from model.diffusion.mlp_diffusion import DiffusionMLP
+from tests.smoke import runs
 
 B, TA, DA, DO = 11, 3, 2, 5
 
@@ -113,3 +116,18 @@ def test_checkpoints_are_measured_on_the_same_epochs(tmp_path):
         list(rows_of({"plain": [tmp_path / "a"], "dispersive": [tmp_path / "c"]}, sample))
     with pytest.raises(UsageError, match="no checkpoint/state"):
         list(rows_of({"plain": [tmp_path]}, sample))
+
+
+def test_fine_tuning_logs_them_and_is_not_moved_by_it(tmp_path):
+    runs.save_untrained_base(tmp_path / "state_0.pt")
+    weights = []
+    for every in (1, 2):
+        folder = tmp_path / f"every_{every}"
+        more = [f"train.diagnostics_freq={every}", f"base_policy_path={tmp_path / 'state_0.pt'}", f"logdir={folder}"]
+        FinetuneAgent(runs.finetune_config("train.n_train_itr=2", "train.dispersive_loss_weight=0.1", *more)).run()
+        rows = read_metrics(folder / "metrics.jsonl")
+        found = [row["itr"] for row in rows if "features/late/effective_rank" in row]
+        assert found == [k for k in (1, 2) if k % every == 0]
+        assert rows[-1]["dispersive/gradient_norm_ratio"] > 0
+        weights.append(checkpoint.load(folder / "checkpoint" / "state_2.pt")["model"])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
