@@ -178,6 +178,8 @@ def probability_of_improvement(
 ) -> Estimate:
     """How probably a run of ``b`` beats one of ``a`` on the same task (a tie counts half), mean over tasks; stratified bootstrap.
 
+    Where every run of the one beats every run of the other the interval has no width, however few they are.
+
     Args:
         a, b: task to scores ``(runs,)``; numbers of runs may differ.
 

@@ -92,10 +92,8 @@ def phases(actions: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
         return None
     switched = np.zeros(len(actions), np.int64)
     switched[1:] = (np.diff(np.sign(actions[:, grippers]), axis=0) != 0).any(axis=1)
-    ends = np.cumsum(lengths)
-    switched[ends[:-1]] = 0  # the step from one trajectory to the next is none
     count = np.cumsum(switched)
-    return count - np.repeat(count[ends - lengths], lengths)
+    return count - np.repeat(count[np.cumsum(lengths) - lengths], lengths)  # anew in every trajectory
 
 
 def separability(features: np.ndarray, phase: np.ndarray, trajectory: np.ndarray) -> float:

@@ -100,7 +100,7 @@ def _about(group: Group) -> Iterator[tuple[str, str]]:
     steps = [f"{result[key]:,} {key}" for key in ("epochs", "iterations") if key in result]
     steps += [f"{result['env_steps'] / 1e6:.2f} million steps"] if "before" in result else []
     yield "length", ", ".join(steps) or (f"{len(run.outcome.seeds)} episodes" if run.outcome else "not finished")
-    yield "folders" if len(group.runs) > 1 else "folder", ", ".join(run.name for run in group.runs)
+    yield "folders" if len(group.runs) > 1 else "folder", "\n".join(run.name for run in group.runs)
 
 
 def _disperses(config: dict[str, Any]) -> bool:

@@ -83,7 +83,8 @@ def differences_of(groups: Sequence[Group]) -> Iterator[Row]:
         if len(ours) > 1 and len(theirs) > 1:
             scores = [{group.task: [outcome.score[0] for outcome in side.values()]} for side in (theirs, ours)]
             better = probability_of_improvement(*scores)
-            more = f" · better with probability {better.value:.2f} [{better.low:.2f}, {better.high:.2f}]"
+            more = f" · better with probability {better.value:.2f}"
+            more += f" [{better.low:.2f}, {better.high:.2f}]" if better.low < better.high else ""
         yield _difference(group, first.label, pairs, scales[group.task], more)
 
 

@@ -33,14 +33,15 @@ def test_a_phase_ends_where_a_gripper_switches():
 
 
 def test_separability_is_that_of_other_trajectories():
-    """Two tight clusters, one of each phase, in each of which every trajectory has a point; and features that say nothing."""
-    trajectory, phase = np.arange(26) % 13, np.arange(26) // 13
-    apart = np.stack([phase * 10.0, 0.01 * trajectory], axis=1)
-    assert separability(apart, phase, trajectory) == 1.0
-    alike = np.stack(
-        [trajectory, 0.001 * phase], axis=1
-    )  # nearest of all is the same trajectory in the other phase: that does not count
-    assert separability(alike, phase, trajectory) == pytest.approx(0.5, abs=0.15)
+    """Thirteen trajectories of six points each, all in one phase, side by side in turn: whoever counts its own trajectory finds its phase."""
+    trajectory = np.repeat(np.arange(13), 6)
+    turned = np.stack([trajectory, 0.001 * np.arange(78)], axis=1)
+    assert separability(turned, trajectory % 2, trajectory) == 0.0
+    assert separability(turned + 40.0 * (trajectory % 2)[:, None], trajectory % 2, trajectory) == 1.0
+    rare = np.where(
+        trajectory == 0, 1, 0
+    )  # one trajectory alone in its phase: that phase is never found, the other nearly always
+    assert 0.4 < separability(turned, rare, trajectory) < 0.5
 
 
 def test_maps_show_principal_components_and_keep_neighbours():
@@ -102,6 +103,12 @@ def test_results_of_seeds_are_averaged_and_compared_on_the_same_episodes(ten):
         np.flatnonzero(f[order]).tolist() for f in failed
     ]
     assert unsolved == [seeds[i] for i in range(7) if not (A[i] or B[i] or (A + A)[i + 1] or (B + B)[i + 1])]
+
+
+def test_other_episodes_are_not_compared(tmp_path):
+    bases = [pretraining(tmp_path / f"pre{k}", weight=0.5 * k) for k in (0, 1)]
+    here, there = (evaluation(tmp_path / f"e{k}", bases[k], A, first_seed=100 * k) for k in (0, 1))
+    assert list(differences_of(grouped(map(read_run, (here, there))))) == []
 
 
 def test_evaluations_have_the_colour_of_the_policy_they_are_of(ten):
