@@ -105,6 +105,9 @@ def test_reward_success_and_the_time_limit(many):
     assert (results[-1].obs["state"][:, 1, 16:] != results[-1].final_obs["state"][:, 1, 16:]).all()
     np.testing.assert_array_equal(results[-1].info["seed"], seeds)
     assert not (many.seeds() == seeds).any() and not results[-1].obs["state"][:, :, 9:12].any()
+    early = still(MANY, grip=1.0)
+    early[:, 0, 0] = 0.41  # at once: the gripper is open then, whatever it was told last in the episode before
+    assert not many.step(early).reward.any()
 
 
 def test_nan_costs_its_own_episode_only(many, caplog):
@@ -181,7 +184,7 @@ def test_dense_rewards_and_bulbs_of_those_who_play_on(lamp):
         placed(reach, 0, BLOW_UP, step=2)
     )  # slot 0 begins anew, which makes the simulator forget all bulbs
     bulbs = result.obs["state"][:, 0, 16 : 16 + 3 * PAIR].reshape(5, 3, PAIR)[:, 1]
-    closed = still(5, (0.35, 0.25, 0.1), grip=1.0)
+    closed = still(5, (0.15, 0.25, 0.1), grip=1.0)  # too near to touch a bulb: only who has one moves it
     after = lamp.step(closed).obs["state"][:, 0, 16 : 16 + 3 * PAIR].reshape(5, 3, PAIR)[:, 1]
     np.testing.assert_allclose(after[1:3, :3], closed[1:3, -1, :3], rtol=1e-6)  # still in the hand
     np.testing.assert_array_equal(after[1:3, 3:], bulbs[1:3, 3:])
