@@ -10,14 +10,11 @@ import numpy as np
 import torch
 
 from agent.checkpoint import load_policy
+from agent.collapse import N_TRAJECTORIES, Sample, described
 from agent.dataset.sequence import StitchedSequenceDataset
 from agent.errors import UsageError
 from agent.features import LAYERS, probe
 from agent.report.runs import Run
-from model.common.feature_diagnostics import feature_diagnostics
-
-N_TRAJECTORIES, N_POINTS = 24, 20  # and observations of each
-NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -47,64 +44,15 @@ def features_of(run: Run, umap: bool = False) -> Features:
         N_TRAJECTORIES,
         data.get("use_img", False),
     )
-    rows, starts, trajectory, time = _spread(dataset)
-    policy = load_policy(run.checkpoint)
-    found = probe(policy, dataset.batch(rows).conditions, torch.Generator().manual_seed(0))
+    sample = Sample.of(dataset)
+    found = probe(load_policy(run.checkpoint), sample.obs, torch.Generator().manual_seed(0))
     if not found:
         raise ValueError(f"{run.path}: its network declares fewer than three hidden layers")
-    phase = phases(dataset.actions.numpy(), dataset.traj_lengths)
-    phase = None if phase is None else phase[starts]
-    states = dataset.batch(rows).conditions["state"]
-    figures = {}
-    for layer, z in found.items():
-        order = torch.randperm(
-            len(z), generator=torch.Generator().manual_seed(1)
-        )  # the diagnostics look at the first rows
-        figures[layer] = {k: float(x) for k, x in feature_diagnostics(z[order], states[order]).items()}
-        if phase is not None:
-            figures[layer]["phase_separability"] = separability(z.numpy(), phase, trajectory)
     layer = run.config.get("dispersive_loss_layer")
     layer = layer if layer in LAYERS else "mid"
     left, singular, _ = np.linalg.svd(found[layer].numpy() - found[layer].numpy().mean(axis=0), full_matrices=False)
     share = float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-12))
-    return Features(layer, share, maps_of(left * singular, umap), time, phase, figures)
-
-
-def _spread(dataset: StitchedSequenceDataset) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
-    """Of chunks equally spaced in each trajectory: numbers, rows in the file, of which trajectory each is, how much of that is over."""
-    chunks = np.maximum(0, dataset.traj_lengths - dataset.horizon_steps + 1)
-    inside = [np.unique(np.linspace(0, n - 1, min(n, N_POINTS)).round().astype(int)) for n in chunks]
-    trajectory = np.repeat(np.arange(len(chunks)), [len(steps) for steps in inside])
-    steps = np.concatenate(inside)
-    numbers = steps + (np.cumsum(chunks) - chunks)[trajectory]
-    starts = steps + (np.cumsum(dataset.traj_lengths) - dataset.traj_lengths)[trajectory]
-    return torch.from_numpy(numbers), starts, trajectory, steps / np.maximum(1, chunks - 1)[trajectory]
-
-
-def phases(actions: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
-    """How often a gripper has been told to open or close so far, ``(ΣT,)`` int64; None without grippers, or if none ever is.
-
-    A gripper is a column of ``actions (ΣT, Da)`` of only two values, so to speak: nearly always near its own extremes.
-    """
-    extreme = np.abs(actions) > 0.9 * np.abs(actions).max(axis=0, keepdims=True)
-    grippers = (extreme.mean(axis=0) > 0.95) & (actions.min(axis=0) < 0) & (actions.max(axis=0) > 0)
-    if not grippers.any():
-        return None
-    switched = np.zeros(len(actions), np.int64)
-    switched[1:] = (np.diff(np.sign(actions[:, grippers]), axis=0) != 0).any(axis=1)
-    count = np.cumsum(switched)
-    return count - np.repeat(count[np.cumsum(lengths) - lengths], lengths)  # anew in every trajectory
-
-
-def separability(features: np.ndarray, phase: np.ndarray, trajectory: np.ndarray) -> float:
-    """Of each row's nearest neighbours in *other* trajectories, the share that is in the same phase; mean over rows of a phase, then over
-    phases. 1: features tell phases apart; by chance, one over the number of phases."""
-    squares = np.square(features).sum(axis=1)
-    distance = squares[:, None] + squares - 2 * features @ features.T
-    distance[trajectory[:, None] == trajectory] = np.inf
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]
-    same = (phase[nearest] == phase[:, None]).mean(axis=1)
-    return float(np.mean([same[phase == k].mean() for k in np.unique(phase)]))
+    return Features(layer, share, maps_of(left * singular, umap), sample.time, sample.phase, described(found, sample))
 
 
 def maps_of(principal: np.ndarray, umap: bool = False) -> dict[str, np.ndarray]:

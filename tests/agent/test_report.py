@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+import types
 import xml.dom.minidom
 
 import numpy as np
 import pytest
 
+from agent.collapse import phases, separability
 from agent.errors import UsageError
 from agent.eval.statistics import Estimate, student_mean
 from agent.report import figures
-from agent.report.features import features_of, maps_of, phases, separability
+from agent.report.features import features_of, maps_of
 from agent.report.page import make_report
 from agent.report.results import Row, differences_of, evaluations, failures_by_seed, number
 from agent.report.runs import grouped, read_run
@@ -61,6 +64,20 @@ def test_maps_show_principal_components_and_keep_neighbours():
     assert (found["t-SNE"] == maps_of(left * singular)["t-SNE"]).all()
 
 
+def test_umap_is_asked_for_and_its_absence_is_explained(monkeypatch):
+    principal = np.random.default_rng(0).normal(size=(13, 5))
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert list(maps_of(principal)) == ["PCA"]
+    with pytest.raises(UsageError, match=r"\[report\]"):
+        maps_of(principal, umap=True)
+    mapper = types.SimpleNamespace(fit_transform=lambda z: z[:, 1:3])
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=lambda **_: mapper))
+    found = maps_of(principal, umap=True)
+    assert abs(np.corrcoef(found["UMAP"][:, 0], principal[:, 1])[0, 1]) == pytest.approx(1.0, abs=1e-6)
+
+
 def test_features_are_those_of_the_checkpoint_at_its_demonstrations(tmp_path):
     found = features_of(read_run(trained(tmp_path / "run")))
     assert found.layer == "late" and set(found.figures) == {"early", "mid", "late"}
@@ -68,7 +85,7 @@ def test_features_are_those_of_the_checkpoint_at_its_demonstrations(tmp_path):
     assert len(found.time) == len(found.phase) == 10 + 14 + 8 and set(found.phase) == {
         0,
         1,
-    }  # every chunk: none has more than twenty
+    }  # every chunk: none has too many
     assert found.phase[:10].tolist() == [0] * 6 + [1] * 4 and found.phase[10:24].tolist() == [0] * 8 + [1] * 6
     assert found.time[:10] == pytest.approx(np.linspace(0, 1, 10))
 
