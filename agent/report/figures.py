@@ -137,7 +137,7 @@ def _scatter(xy: np.ndarray, classes: Sequence[str], label: str) -> str:
     """Points in the unit square, each with a class that gives it its colour."""
     at = 8 + 284 * xy * [1, -1] + [0, 284]
     points = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="{name}"/>' for (x, y), name in zip(at, classes, strict=True)
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.3" class="{name}"/>' for (x, y), name in zip(at, classes, strict=True)
     )
     return f'<svg viewBox="0 0 300 300" role="img" aria-label="{label}">{points}</svg>'
 
