@@ -18,7 +18,8 @@ import numpy as np
 
 from env.errors import EnvError, MissingSimulatorError
 from env.furniture.facts import ENV_NAMES as FURNITURE_NAMES
-from env.furniture.facts import OBS_LIMIT, of_env
+from env.furniture.facts import FURNITURE, OBS_LIMIT, of_env
+from env.furniture.facts import TASKS as FURNITURE_TASKS
 from env.protocol import VectorEnv
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ def _furniture(name: str) -> Factory:
         if _original(cfg, "isaacgym"):
             return _genuine_furniture(furniture, randomness, cfg)
         if not said.get("sparse_reward", True):
-            raise EnvError("env.specific.sparse_reward=false is of env.simulator=isaacgym; our engine rewards a pair once")
+            raise EnvError(
+                "env.specific.sparse_reward=false is of env.simulator=isaacgym; our engine rewards a pair once"
+            )
         from env.furniture.assembly import family
 
         return _engine_env(family(name), cfg, wrapper="furniture_lowdim")
@@ -238,6 +241,14 @@ def _avoiding_expert(task: str) -> Callable[..., Any]:
     return make
 
 
+def _furniture_expert(furniture: str) -> Callable[..., Any]:
+    def make(n: int, rng: np.random.Generator, noise: float, retry: bool) -> Any:
+        found = importlib.import_module(f"env.furniture.{furniture}_expert")
+        return found.EXPERT(n, rng, noise=noise, retry=retry)
+
+    return make
+
+
 EXPERTS: dict[str, Expert] = {
     "lift": Expert("robomimic", _expert("lift", "LiftExpert"), steps=100, noise=0.3, until_success=False),
     "can": Expert("robomimic", _expert("can", "CanExpert"), steps=300, noise=1.0),
@@ -246,6 +257,12 @@ EXPERTS: dict[str, Expert] = {
     **{
         task: Expert("d3il", _avoiding_expert(task), steps=150, noise=1.0, env="avoiding", episodes=episodes)
         for task, episodes in (("avoid", 96), ("avoid_m1", 8), ("avoid_m2", 8), ("avoid_m3", 8))
+    },
+    **{
+        task: Expert(
+            "furniture", _furniture_expert(name), steps=FURNITURE[name].max_episode_steps, noise=1.0, env=f"{task}_dim"
+        )
+        for task, (name, _) in FURNITURE_TASKS.items()
     },
 }
 

@@ -34,6 +34,7 @@ _LINKS = (
     (0.417345, (0.0103614, 0.0103596, 0.0791078), (0.63547, 0.278021, -0.670462, 0.263369),
      (0.000637671, 0.000528056, 0.000279577), (-2.9671, 2.9671)),
 )  # fmt: skip
+N_LINKS = len(_LINKS)
 _HAND = (
     0.670782, (-2.76618e-06, -0.00061547, 0.0239295), (0.697945, 0.716151, -0.000242485, 8.47563e-05),
     (0.00227632, 0.00206087, 0.000456542),
@@ -42,7 +43,7 @@ _HAND = (
 
 def scene(visual: bool = False) -> str:
     """The MJCF. ``visual``: with an arm, a table, the finish line and cameras to look at and through."""
-    bodies = "".join(_link(i, visual) for i in range(len(_LINKS)))
+    bodies = "".join(link(i, visual) for i in range(N_LINKS))
     motors = "".join(
         f'<motor name="m{i + 1}" joint="j{i + 1}" forcelimited="true" forcerange="-{limit} {limit}"/>'
         for i, limit in enumerate(FORCE_LIMITS)
@@ -55,25 +56,27 @@ def scene(visual: bool = False) -> str:
         '<mujoco model="avoiding"><compiler angle="radian" autolimits="true"/>'
         f'<option timestep="{DT}" cone="elliptic" impratio="3" tolerance="1e-10"/>'
         f"{_LOOKS if visual else ''}<size memory='4M'/>"
-        f"<worldbody>{obstacles}{_surroundings() if visual else ''}{bodies}{_hand(visual)}{'</body>' * len(_LINKS)}"
+        f"<worldbody>{obstacles}{_surroundings() if visual else ''}{bodies}{_hand(visual)}{'</body>' * N_LINKS}"
         f"</worldbody><actuator>{motors}</actuator></mujoco>"
     )
 
 
-def _text(values: Iterable[float]) -> str:
+def text(values: Iterable[float]) -> str:
+    """Numbers as MJCF has them, at full precision."""
     return " ".join(repr(float(v)) for v in values)
 
 
-def _inertial(mass: float, com: Iterable[float], quat: Iterable[float], moments: Iterable[float]) -> str:
-    return f'<inertial mass="{mass}" pos="{_text(com)}" quat="{_text(quat)}" diaginertia="{_text(moments)}"/>'
+def inertial(mass: float, com: Iterable[float], quat: Iterable[float], moments: Iterable[float]) -> str:
+    return f'<inertial mass="{mass}" pos="{text(com)}" quat="{text(quat)}" diaginertia="{text(moments)}"/>'
 
 
-def _link(i: int, visual: bool) -> str:
+def link(i: int, visual: bool) -> str:
+    """Link ``i`` (0 to ``N_LINKS`` - 1) of the arm with its joint, as a body that the caller closes after what it carries."""
     mass, com, quat, moments, (low, high) = _LINKS[i]
     half = TURN[i] * math.pi / 4
     return (
-        f'<body name="l{i + 1}" pos="{_text(OFFSET[i])}" quat="{_text((math.cos(half), math.sin(half), 0, 0))}">'
-        f'{_inertial(mass, com, quat, moments)}<joint name="j{i + 1}" axis="0 0 1" range="{low} {high}"/>'
+        f'<body name="l{i + 1}" pos="{text(OFFSET[i])}" quat="{text((math.cos(half), math.sin(half), 0, 0))}">'
+        f'{inertial(mass, com, quat, moments)}<joint name="j{i + 1}" axis="0 0 1" range="{low} {high}"/>'
         f"{_SHAPES[i] if visual else ''}"
     )
 
@@ -82,10 +85,10 @@ def _hand(visual: bool) -> str:
     """Flange, hand, closed fingers, rod, and the TCP that is controlled."""
     half = HAND_TURN / 2
     return (
-        f'<body name="l8" pos="0 0 {FLANGE}">{_inertial(0.1, (0, 0, 0), (1, 0, 0, 0), (0.1, 0.1, 0.1))}'
-        f'<body name="hand" quat="{_text((math.cos(half), 0, 0, math.sin(half)))}">{_inertial(*_HAND)}'
+        f'<body name="l8" pos="0 0 {FLANGE}">{inertial(0.1, (0, 0, 0), (1, 0, 0, 0), (0.1, 0.1, 0.1))}'
+        f'<body name="hand" quat="{text((math.cos(half), 0, 0, math.sin(half)))}">{inertial(*_HAND)}'
         f'{_HAND_SHAPE if visual else ""}<body name="fingers" pos="0 0 .0584">'
-        f"{_inertial(0.0637508, (0, 0, 0.035), (1, 0, 0, 0), (0.02013, 0.02013, 0.02003))}</body>"
+        f"{inertial(0.0637508, (0, 0, 0.035), (1, 0, 0, 0), (0.02013, 0.02013, 0.02003))}</body>"
         f'<body name="tcp" pos="0 0 {HAND_TO_TCP}"><site name="tcp" size=".001" rgba="0 0 0 0"/></body>'
         f'<body name="rod"><geom name="rod" type="cylinder" size="{field.ROD_RADIUS} {ROD_HALF}" '
         f'pos="0 0 {ROD_CENTRE}" density="1000" group="1" rgba=".1 .35 .8 1"/></body></body></body>'
@@ -97,7 +100,7 @@ _WHITE, _DARK = 'rgba=".92 .93 .95 1"', 'rgba=".25 .27 .3 1"'
 
 
 def _capsule(a: Iterable[float], b: Iterable[float], radius: float, colour: str = _WHITE) -> str:
-    return f'<geom type="capsule" fromto="{_text((*a, *b))}" size="{radius}" {_SEEN} {colour}/>'
+    return f'<geom type="capsule" fromto="{text((*a, *b))}" size="{radius}" {_SEEN} {colour}/>'
 
 
 _SHAPES = (
@@ -131,13 +134,13 @@ def _surroundings() -> str:
         'rgba=".1 .6 .25 1"/>'
         f"{_capsule((-0.03, 0, 0.03), (0, 0, 0.12), 0.075)}"
         '<light pos=".3 -.6 2" dir="0 .3 -1" diffuse=".35 .35 .35" specular=".1 .1 .1" castshadow="true"/>'
-        f'<camera name="field" pos="1.55 -.35 1.05" xyaxes="{_text(_look((1.55, -0.35, 1.05), (0.38, 0.05, 0.14)))}" '
+        f'<camera name="field" pos="1.55 -.35 1.05" xyaxes="{text(look((1.55, -0.35, 1.05), (0.38, 0.05, 0.14)))}" '
         'fovy="50"/>'
         f'<camera name="above" pos="{middle} .06 1.7" xyaxes="0 1 0 -1 0 0" fovy="40"/>'
     )
 
 
-def _look(eye: tuple[float, ...], at: tuple[float, ...]) -> tuple[float, ...]:
+def look(eye: tuple[float, ...], at: tuple[float, ...]) -> tuple[float, ...]:
     """The x and y axes of a camera at ``eye`` that looks at ``at``, upright."""
     back = [e - a for e, a in zip(eye, at, strict=True)]
     length = math.sqrt(sum(b * b for b in back))

@@ -15,6 +15,7 @@ import numpy as np
 
 from env.errors import EnvError
 
+# (what is said here is compiled into kernels, whose cache looks at all files with the words `import numba`)
 CONTROL_HZ = 10.0
 ACTION_DIM = (
     10  # position of the hand (3, robot frame), first two rows of its rotation (6), gripper (1: < 0 opens, > 0 closes)

@@ -1,0 +1,182 @@
+"""Threads of the furniture: nothing is pressed together, only screwed; what is screwed can be unscrewed; and the engine's promises."""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+import numpy as np
+import pytest
+
+from env.engine.batch import EngineVectorEnv
+from env.furniture import assembly, screw
+from env.furniture.facts import FURNITURE, euler
+from env.furniture.parts import PARTS
+from env.furniture.scene import screws
+
+CASES = [(name, k) for name, furniture in FURNITURE.items() for k in range(len(screws(furniture)))]
+
+
+class Bench:
+    """One thread alone, weightless: its socket part stands firm, the arm keeps away, the part with the peg is before its hole.
+
+    ``turn`` (rad, how far it is from home, mod a whole turn) and ``rest`` (m, how far it has to go).
+    """
+
+    def __init__(self, furniture: str, k: int, place: int = 0, turn: float = 1.0, rest: float | None = None) -> None:
+        self.family = assembly.family(f"{furniture}_low_dim")
+        self.venv = EngineVectorEnv(self.family, 1, 1, 9999, n_threads=1)
+        state = self.venv.reset(7)["state"][0, 0]
+        self.hold = np.append(state[:9], -1.0)[None, None]
+        self.model, self.data = self.venv.simulations.models[0], self.venv.simulations.data[0]
+        self.own = self.venv.simulations.memory[0]
+        self.own[assembly.PIN] = 0.0
+        self.screw = screws(self.family.furniture)[k]
+        self.pair = self.family.furniture.pairs[self.screw.pair]
+        self.hole, self.place = assembly.HOLES + screw.N_SCREW_MEMORY * k, place
+        self.model.opt.gravity[:] = 0.0
+        first = self.model.joint(self.screw.socket).dofadr[0]
+        self.model.dof_armature[first : first + 6] = 1e9
+        mine = self.model.joint(self.screw.part).dofadr[0]  # as heavy and sluggish as a hand that holds it
+        self.model.dof_armature[mine : mine + 3], self.model.dof_armature[mine + 3 : mine + 6] = 5.0, 1e-3
+        self.model.dof_damping[mine : mine + 3], self.model.dof_damping[mine + 3 : mine + 6] = 60.0, 0.02
+        mujoco.mj_setConst(self.model, mujoco.MjData(self.model))
+        at, home = np.array([0.45, 0.3, 0.4]), euler(30, 20, 10)  # anywhere
+        put(self.venv, self.screw.socket, at, home)
+        axis = np.array(PARTS[self.screw.part].axis)
+        target = home @ self.pair.rotation
+        self.into = target @ axis
+        half = np.concatenate([[math.cos(turn / 2)], -math.sin(turn / 2) * axis])
+        back = np.zeros(9)
+        mujoco.mju_quat2Mat(back, half)
+        rest = self.screw.depth + 0.003 if rest is None else rest
+        self.goal = at + home @ np.array(self.pair.places[place])
+        put(self.venv, self.screw.part, self.goal - rest * self.into, target @ back.reshape(3, 3))
+        mujoco.mj_forward(self.model, self.data)
+
+    def run(self, seconds: float, push: float = 0.0, torque: float = 0.0) -> float:
+        """A force (N) along the axis into the hole and a torque (N m) about it, clockwise seen from outside; returns the reward."""
+        self.data.xfrc_applied[self.model.body(self.screw.part).id] = np.concatenate(
+            [push * self.into, torque * self.into]
+        )
+        reward = 0.0
+        for _ in range(round(10 * seconds)):
+            result = self.venv.step(self.hold)
+            assert not result.info["invalid"][0]
+            reward += result.reward[0]
+        return reward
+
+    @property
+    def engaged(self) -> bool:
+        return self.own[self.hole] == self.place
+
+    @property
+    def rest(self) -> float:
+        """m that the peg has to go."""
+        return float((self.goal - self.data.body(self.screw.part).xpos) @ self.into)
+
+
+def put(venv: EngineVectorEnv, part: str, position, rotation) -> None:
+    """Place a part (robot frame) at rest."""
+    model, data = venv.simulations.models[0], venv.simulations.data[0]
+    at, dof = model.joint(part).qposadr[0], model.joint(part).dofadr[0]
+    data.qpos[at : at + 3] = position
+    mujoco.mju_mat2Quat(data.qpos[at + 3 : at + 7], np.ascontiguousarray(rotation, float).ravel())
+    data.qvel[dof : dof + 6] = 0.0
+
+
+@pytest.mark.parametrize(("name", "k"), [("one_leg", 0), ("round_table", 0)])
+def test_a_part_is_screwed_home_and_unscrewed_again(name, k):
+    bench = Bench(name, k)
+    start = screw.start_of(1.0, bench.screw.depth - screw.FREE)
+    assert bench.run(1.0, push=3.0) == 0
+    assert bench.engaged and bench.rest == pytest.approx(start, abs=0.0012)
+    turned = 0.0
+    while bench.rest > 0.001 and turned < 30:
+        turned += bench.run(0.5, push=3.0, torque=0.06) or 0.5
+    assert bench.own[assembly.GIVEN] == 1 and bench.rest == pytest.approx(0.0, abs=0.0006)
+    for _ in range(60):
+        bench.run(0.5, push=-3.0, torque=-0.06)
+        if not bench.engaged:
+            break
+    assert not bench.engaged and bench.rest > start - 0.001
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "push"),
+    [*((*case, push) for case in CASES for push in (5.0, 20.0)), ("one_leg", 0, 50.0), ("round_table", 0, 50.0)],
+)
+def test_pressing_does_not_assemble(name, k, push):
+    bench = Bench(name, k)
+    bench.run(0.8, push=3.0)
+    assert bench.engaged
+    before = bench.rest
+    assert bench.run(2.0, push=push) == 0
+    assert bench.engaged and before - bench.rest < 0.0015  # 0.16 of a turn
+
+
+@pytest.mark.parametrize("push", [5.0])
+def test_a_crooked_peg_is_stopped_at_the_rim(push):
+    bench = Bench("one_leg", 0)
+    part = bench.screw.part
+    turn = bench.data.body(part).xmat.reshape(3, 3).copy() @ euler(17, 0, 0)
+    for _ in range(6):
+        put(bench.venv, part, bench.data.body(part).xpos.copy(), turn)
+        bench.run(0.1, push=push)
+    assert not bench.engaged and bench.rest > 0.005 and bench.own[assembly.GIVEN] == 0
+
+
+def test_a_thread_starts_between_7_and_16_4_mm_and_at_the_same_turn():
+    for u_max in (0.018, 0.024, 0.0194):
+        for turn in np.linspace(0.0, math.tau, 101)[:-1]:
+            u = screw.start_of(turn, u_max)
+            assert u_max - screw.PITCH < u <= u_max
+            assert (u / screw.PITCH * math.tau - turn) % math.tau == pytest.approx(0.0, abs=1e-9) or (
+                u / screw.PITCH * math.tau - turn
+            ) % math.tau == pytest.approx(math.tau, abs=1e-9)
+
+
+def test_two_legs_do_not_share_a_hole():
+    bench = Bench("one_leg", 0)
+    at, turn = bench.data.body("leg4").xpos.copy(), bench.data.body("leg4").xmat.reshape(3, 3).copy()
+    put(bench.venv, "leg1", bench.goal - 0.012 * bench.into, turn)  # leg 1 is in the hole already, and stays
+    first = bench.model.joint("leg1").dofadr[0]
+    bench.model.dof_armature[first : first + 6] = 1e9
+    put(bench.venv, "leg4", at - 0.09 * bench.into, turn)
+    mujoco.mj_forward(bench.model, bench.data)
+    assert bench.run(4.0, push=20.0) == 0
+    assert not bench.engaged and 0.04 < bench.rest < 0.11  # it stands on leg 1
+
+
+# ------------------------------------------------------------------------------------------------------------- engine
+
+
+def test_goes_on_exactly_where_it_was_saved_with_a_thread_engaged():
+    bench = Bench("one_leg", 0)
+    bench.run(0.8, push=3.0)
+    assert bench.engaged
+    state = bench.venv.state_dict()
+    first = [bench.venv.step(bench.hold).obs["state"].copy() for _ in range(3)]
+    bench.run(0.5, push=-20.0)
+    bench.venv.load_state_dict(state)
+    assert bench.engaged
+    again = [bench.venv.step(bench.hold).obs["state"].copy() for _ in range(3)]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("name", FURNITURE)
+def test_an_episode_depends_on_its_seed_alone(name):
+    family = assembly.family(f"{name}_med_dim")
+
+    def play(n: int, slot: int, seeds) -> np.ndarray:
+        venv = EngineVectorEnv(family, n, 4, 40, n_threads=1)
+        state, seen = venv.reset(seeds)["state"], []
+        for k in range(3):
+            goal = np.concatenate([state[:, 0, :9], np.ones((n, 1))], axis=1)
+            goal[:, 2] -= 0.02 * (k + 1)
+            state = venv.step(np.repeat(goal[:, None], 4, axis=1)).obs["state"]
+            seen.append(state[slot].copy())
+        return np.concatenate(seen)
+
+    assert np.array_equal(play(1, 0, [31]), play(3, 2, [5, 17, 31]))
+    assert not np.array_equal(play(1, 0, [31]), play(1, 0, [37]))
