@@ -204,6 +204,10 @@ class Assembly(Family):
         """A start, see ``placement.draw``."""
         return draw(self.furniture, self.spread, rng)
 
+    def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
+        """The obstacles where ``start`` has them (for videos: ``begin`` places them itself)."""
+        model.body("obstacles").pos[:] = np.add(OBSTACLE_CENTRE, [*start[arm.N_JOINTS : N_FIRST], 0.0])
+
     def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
         """Arm, obstacles and parts where ``start`` says, gripper open, and everything at rest."""
         names, width = self.furniture.parts, self.furniture.gripper_width

@@ -262,3 +262,13 @@ def test_parts_at_rest_stay_where_they_were_put(furniture):
     assert np.abs(last[:, 16:] - first[:, 16:]).max() < 1e-3
     assert np.abs(last[:, 2] - first[:, 2] - 0.1).max() < 2e-3 and not result.info["invalid"].any()
     venv.close()
+
+
+def test_a_video_shows_the_obstacles_where_they_are():
+    venv = world("lamp_med_dim")
+    venv.reset(5)
+    model = venv.render_model(venv.starts()[0])
+    seen = mujoco.MjData(model)
+    assert np.allclose(seen.mocap_pos[0], venv.simulations.data[0].mocap_pos[0])
+    assert not np.allclose(seen.mocap_pos[0, :2], [0.6815, 0.0])
+    venv.close()
