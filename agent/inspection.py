@@ -124,12 +124,13 @@ def _shapes_of(leaf: Path) -> Shapes | None:
 
 
 def _task(leaf: Path) -> dict[str, Any]:
-    """The task file that a leaf names in its defaults, as it stands there."""
+    """The task file that a leaf names in its defaults, as it stands there; of several, all together."""
+    task: dict[str, Any] = {}
     for entry in OmegaConf.load(leaf).get("defaults", []):
-        name = entry.get("/base/task") if OmegaConf.is_dict(entry) else None
-        if name:
-            return OmegaConf.to_container(OmegaConf.load(CFG / "base" / "task" / f"{name}.yaml"), resolve=False)
-    return {}
+        names = entry.get("/base/task", ()) if OmegaConf.is_dict(entry) else ()
+        for name in [names] if isinstance(names, str) else names:
+            task |= OmegaConf.to_container(OmegaConf.load(CFG / "base" / "task" / f"{name}.yaml"), resolve=False)
+    return task
 
 
 def _parts(state: Mapping[str, Tensor]) -> dict[str, Shapes]:

@@ -49,6 +49,9 @@ class ReplayRobot:
             raise ValueError(f"a target that is not finite: {position}, {quaternion}, {twist}")
         self.targets.append((self.seconds(), np.array(position), np.array(quaternion)))
 
+    def brake(self, position: np.ndarray, quaternion: np.ndarray) -> None:
+        self.set_target(position, quaternion, np.zeros(6))
+
     def seconds(self) -> float:
         """Since the recording began."""
         return self._clock.now() - self._begin if self._moving else 0.0

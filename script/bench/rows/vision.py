@@ -189,12 +189,12 @@ def straightforward_loss(policy: Any, actions: Tensor, obs: Obs, dispersive: boo
     def shifted() -> Batch:
         return Batch(actions, {**obs, "rgb": random_shift(obs["rgb"][:, 0])[:, None]})
 
-    regulariser, policy.dispersive = policy.dispersive, None
+    regulariser, policy.dispersion = policy.dispersion, None
     loss = policy.loss(shifted()).total
-    policy.dispersive = regulariser
+    policy.dispersion = regulariser
     if dispersive:
         _, _, features = policy._predict(shifted(), None)
-        loss = loss + policy.dispersive_loss_weight * regulariser(features)
+        loss = loss + regulariser.weight * regulariser.loss(features)
     return loss
 
 
