@@ -41,6 +41,7 @@ class RealSenseCamera(CapturingCamera):
         )
         self._options = {"exposure": exposure, "gain": gain, "white_balance": white_balance}
         self._pipeline: Any = None
+        self._playback: Any = None
         self._reversed, self._due, self._skip = False, 0.0, 0
 
     def _open(self) -> None:
@@ -69,7 +70,8 @@ class RealSenseCamera(CapturingCamera):
             profile = self._pipeline.start(config)
             order = profile.get_stream(rs.stream.color).format()
             if self._file is not None:
-                profile.get_device().as_playback().set_real_time(False)  # picture by picture; the pace is ours
+                self._playback = profile.get_device().as_playback()
+                self._playback.set_real_time(False)  # picture by picture; the pace is ours
             else:
                 self._settle(profile.get_device().first_color_sensor())
         except RuntimeError as error:
@@ -122,6 +124,8 @@ class RealSenseCamera(CapturingCamera):
 
     def _release(self) -> None:
         try:
+            if self._playback is not None:
+                self._playback.pause()  # stopping while it reads the file's end corrupts memory (2.58, about one time in a hundred)
             self._pipeline.stop()
         except RuntimeError:  # gone already
             return
