@@ -125,7 +125,7 @@ class RealSenseCamera(CapturingCamera):
     def _release(self) -> None:
         try:
             if self._playback is not None:
-                self._playback.pause()  # stopping while it reads the file's end corrupts memory (2.58, about one time in a hundred)
+                self._playback.pause()  # stopping while it reads the file's end corrupts memory (2.59, about one time in a hundred)
             self._pipeline.stop()
         except RuntimeError:  # gone already
             return
