@@ -115,11 +115,8 @@ def linear_probe(features: np.ndarray, phase: np.ndarray, trajectory: np.ndarray
     train = trajectory % 2 == 0
     centre, scale = features[train].mean(axis=0), np.sqrt(features[train].var(axis=0).mean()) + 1e-12
     z = np.concatenate([(features - centre) / scale, np.ones((len(features), 1))], axis=1).astype(np.float64)
-    target = (
-        np.eye(len(kinds))[label[train]]
-        / np.sqrt(np.bincount(label[train], minlength=len(kinds)).clip(1))[label[train], None]
-    )
     weight = 1 / np.sqrt(np.bincount(label[train], minlength=len(kinds)).clip(1))[label[train], None]
+    target = np.eye(len(kinds))[label[train]] * weight
     gram = (z[train] * weight).T @ (z[train] * weight)
     found = np.linalg.solve(
         gram + RIDGE * np.eye(z.shape[1]) * np.trace(gram) / len(gram), (z[train] * weight).T @ target

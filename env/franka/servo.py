@@ -140,10 +140,9 @@ class Servo:
                 return
             self._advance(now)
             ref = self.reference
-            target = (ref.position, ref.quaternion) + (() if ref.braking else (ref.twist,))
-        problem = self._send(
-            *target
-        )  # outside of the lock: whoever is stuck in the driver keeps nobody else from stopping it
+            target, braking = (ref.position, ref.quaternion, ref.twist), ref.braking
+        # outside of the lock: whoever is stuck in the driver keeps nobody else from stopping it
+        problem = self._send(*target, braking=braking)
         if isinstance(problem, RobotFault):
             self._on_fault(problem)
         elif problem is not None:
@@ -159,9 +158,11 @@ class Servo:
         if ref.leash(self.state.position, self.state.quaternion, self._stiffness):
             self._monitor.leashed(self._settings.leash_force / self._stiffness)
 
-    def _send(self, *target: np.ndarray) -> RobotFault | Verdict | None:
-        """Stream position, quaternion and twist; without a twist, brake. What went wrong."""
-        if not all(np.isfinite(part).all() for part in target):
+    def _send(
+        self, position: np.ndarray, quaternion: np.ndarray, twist: np.ndarray, *, braking: bool
+    ) -> RobotFault | Verdict | None:
+        """Stream the reference, or brake at it; what went wrong."""
+        if not all(np.isfinite(part).all() for part in (position, quaternion, twist)):
             self.active = False
             detail = "the reference model is not finite; nothing was sent"
             self._monitor.event("finite_target", "stop", None, None, detail)
@@ -169,7 +170,10 @@ class Servo:
         if self._shadow:
             return None
         try:
-            self._robot.set_target(*target) if len(target) == 3 else self._robot.brake(*target)
+            if braking:
+                self._robot.brake(position, quaternion)
+            else:
+                self._robot.set_target(position, quaternion, twist)
         except Exception as error:  # noqa: BLE001  as above
             self.active = False
             return as_fault(error)
