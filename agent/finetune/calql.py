@@ -10,15 +10,12 @@ the demonstrator (or the finished episode) had from there. Actor and temperature
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agent.dataset.transitions import StitchedSequenceQLearningDataset
-from agent.errors import UsageError
 from agent.finetune.demonstrations import WithDemonstrations
 from agent.finetune.off_policy import OffPolicy, squared_errors, td_target
 from agent.finetune.replay import Transitions
@@ -42,18 +39,10 @@ class CalQL(WithDemonstrations, SoftActorCritic):
         "n_random_actions": int,
     }
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        train: Mapping[str, Any],
-        n_envs: int,
-        generator: torch.Generator,
-        offline: StitchedSequenceQLearningDataset,
-    ) -> None:
-        super().__init__(policy, train, n_envs, generator, offline)
-        if offline.returns is None:
-            raise UsageError("offline_dataset.get_mc_return: Cal-QL needs the demonstrations' returns; set it to true")
-        self.collects = train["train_online"]
+    @property
+    def collects(self) -> bool:
+        """Not while it learns from demonstrations alone."""
+        return self.train["train_online"]
 
     def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:
         """Keep the chunks; of episodes that end, their returns. Until then nothing is known of them."""

@@ -17,7 +17,8 @@ class WithDemonstrations:
     """Stands before an ``OffPolicy`` algorithm in the list of bases: ``offline`` are the demonstrations' transitions.
 
     Raises:
-        UsageError: returns of several chunks are asked for, which demonstrations' transitions do not have.
+        UsageError: returns of several chunks are asked for, which demonstrations' transitions do not have; or the algorithm's ``EXTRA`` has
+            returns, and the demonstrations were read without.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class WithDemonstrations:
         super().__init__(policy, train, n_envs, generator)
         if train["n_step_returns"] != 1:
             raise UsageError(f"train.n_step_returns: with demonstrations only 1, found {train['n_step_returns']}")
+        if "returns" in self.EXTRA and offline.returns is None:
+            raise UsageError("offline_dataset.get_mc_return: the demonstrations' returns are needed; set it to true")
         self.offline = offline
 
     def from_both(self, n_offline: int) -> Transitions:

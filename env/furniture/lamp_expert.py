@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script, wrap
-from env.furniture.spatial import Pose, about_z, add, times
+from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script
+from env.furniture.spatial import Pose, about_z, add, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
 _BASE, _BULB, _HOOD = 0, 1, 2
@@ -57,17 +57,7 @@ class _Lamp(Assembler):
     def cover(self) -> Script:
         """Pick up the hood and put it over the bulb."""
         rotation = times(about_z(self._hood_yaw()), DOWN)
-
-        def above(height: float) -> Pose:
-            (x, y, z), _ = self.part(_HOOD)
-            return (x, y, z + _NECK + height), rotation
-
-        yield from self.approach(lambda: above(0.09), tol=0.02, steps=40)
-        yield from self.move(lambda: above(0.05), tol=0.005, turn=0.1)
-        yield from self.move(lambda: above(0.0), tol=0.005, turn=0.1, fine=True)
-        yield from self.set_grip(CLOSE)
-        yield from self.rise(0.30, step=0.07)
-        if not self.holds(_HOOD, _NECK):
+        if not (yield from self.pick_standing(_HOOD, rotation, _NECK, near=0.05, tol=0.005, rise=0.30, along=_NECK)):
             yield from self.set_grip(OPEN)
             return
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script, wrap
-from env.furniture.spatial import about_z, add, times
+from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script
+from env.furniture.spatial import about_z, add, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
 _TOP, _LEG = 0, 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script, wrap
-from env.furniture.spatial import Pose, about_z, times
+from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script
+from env.furniture.spatial import about_z, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
 _TOP, _LEG, _BASE = 0, 1, 2
@@ -52,17 +52,7 @@ class _RoundTable(Assembler):
         """Grasp the base's cross from above, between its bars."""
         _, turn = self.part(_BASE)
         rotation = times(about_z(wrap(math.atan2(turn[1][0], turn[0][0]) + math.pi / 4, math.pi / 2)), DOWN)
-
-        def above(height: float) -> Pose:
-            (x, y, z), _ = self.part(_BASE)
-            return (x, y, z + _CROSS + height), rotation
-
-        yield from self.approach(lambda: above(0.09), tol=0.02, steps=40)
-        yield from self.move(lambda: above(0.04), tol=0.006, turn=0.1)
-        yield from self.move(lambda: above(0.0), tol=0.006, turn=0.1, fine=True)
-        yield from self.set_grip(CLOSE)
-        yield from self.rise(0.22, step=0.07)
-        return self.holds(_BASE)
+        return (yield from self.pick_standing(_BASE, rotation, _CROSS, near=0.04, tol=0.006, rise=0.22))
 
 
 class RoundTableExpert(ScriptedExpert):

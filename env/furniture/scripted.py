@@ -22,21 +22,8 @@ from typing import ClassVar
 from env.furniture.facts import FURNITURE, POSE, ROBOT_STATE, TAG_TO_ROBOT, Furniture
 from env.furniture.parts import PARTS
 from env.furniture.spatial import (
-    Pose,
-    Rotation,
-    Vector,
-    about,
-    about_y,
-    about_z,
-    add,
-    cross,
-    dot,
-    from_quaternion,
-    times,
-    transpose,
-    turned,
-    vector_of,
-)
+    Pose, Rotation, Vector, about, about_y, about_z, add, cross, dot, from_quaternion, rows_of, times, transpose, turned, vector_of, wrap,
+)  # fmt: skip
 
 Script = Iterator[list[float]]
 OPEN, CLOSE = -1.0, 1.0
@@ -47,15 +34,8 @@ _WRIST = math.radians(50.0)  # yaw from which the wrist can turn far either way
 _MEMORY, _KICK = 0.7, 0.0022  # the disturbance: share kept from step to step, m added per step at noise 1
 DOWN: Rotation = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
 _UP: Vector = (0.0, 0.0, 1.0)
-_LEAN = math.radians(
-    54.0
-)  # of the hand when it picks up what is to stand upright: 36 degrees are left for the other side
+_LEAN = math.radians(54.0)  # of the hand when it picks up what is to stand upright: the other side is left 36 degrees
 _SAFE = 0.17  # m, height of travel
-
-
-def wrap(angle: float, period: float = math.tau) -> float:
-    """The same angle in [-period / 2, period / 2)."""
-    return (angle + period / 2) % period - period / 2
 
 
 @dataclass(frozen=True)
@@ -267,6 +247,25 @@ class Assembler:
         )
         return self.holds(k, along)
 
+    def pick_standing(
+        self, k: int, rotation: Rotation, up: float, *, near: float, tol: float, rise: float, along: float = 0.0
+    ) -> Script:
+        """Grasp part ``k`` from above, ``up`` m over its origin, with care from ``near`` m over that, and rise by ``rise``.
+
+        Returns whether it came along (``holds``).
+        """
+
+        def above(height: float) -> Pose:
+            (x, y, z), _ = self.part(k)
+            return (x, y, z + up + height), rotation
+
+        yield from self.approach(lambda: above(0.09), tol=0.02, steps=40)
+        yield from self.move(lambda: above(near), tol=tol, turn=0.1)
+        yield from self.move(lambda: above(0.0), tol=tol, turn=0.1, fine=True)
+        yield from self.set_grip(CLOSE)
+        yield from self.rise(rise, step=0.07)
+        return self.holds(k, along)
+
     def holds(self, k: int, along: float = 0.0) -> bool:
         """Whether part ``k``, grasped ``along`` m from its origin, is in the hand and off the table."""
         at, _ = self.part(k)
@@ -382,14 +381,10 @@ class Assembler:
                 yield from self.move(over(z + grasp.up + grasp.clear, heading()), tol=0.012, turn=0.2, steps=25)
 
 
-def _rows(matrix: object) -> Rotation:
-    return tuple(tuple(float(x) for x in row) for row in matrix)
-
-
 _HOMES = {  # of each pair of each task: places, rotation, in plain floats
     id(pair): (
         pair.places,
-        _rows(pair.rotation) if pair.rotation is not None else _rows([[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        rows_of(pair.rotation) if pair.rotation is not None else rows_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
     )
     for furniture in FURNITURE.values()
     for pair in furniture.pairs

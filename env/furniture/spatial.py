@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 Vector = tuple[float, float, float]
 Rotation = tuple[Vector, Vector, Vector]
 Pose = tuple[Vector, Rotation]
+
+
+def wrap(angle: float, period: float = math.tau) -> float:
+    """The same angle in [-period / 2, period / 2)."""
+    return (angle + period / 2) % period - period / 2
+
+
+def rows_of(matrix: Iterable[Iterable[float]]) -> Rotation:
+    """A (3, 3) array, or nested sequences."""
+    return tuple(tuple(float(x) for x in row) for row in matrix)
 
 
 def times(a: Rotation, b: Rotation) -> Rotation:
