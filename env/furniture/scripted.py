@@ -22,8 +22,23 @@ from typing import ClassVar
 from env.furniture.facts import FURNITURE, POSE, ROBOT_STATE, TAG_TO_ROBOT, Furniture
 from env.furniture.parts import PARTS
 from env.furniture.spatial import (
-    Pose, Rotation, Vector, about, about_y, about_z, add, cross, dot, from_quaternion, rows_of, times, transpose, turned, vector_of, wrap,
-)  # fmt: skip
+    Pose,
+    Rotation,
+    Vector,
+    about,
+    about_y,
+    about_z,
+    add,
+    cross,
+    dot,
+    from_quaternion,
+    rows_of,
+    times,
+    transpose,
+    turned,
+    vector_of,
+    wrap,
+)
 
 Script = Iterator[list[float]]
 OPEN, CLOSE = -1.0, 1.0
@@ -250,10 +265,7 @@ class Assembler:
     def pick_standing(
         self, k: int, rotation: Rotation, up: float, *, near: float, tol: float, rise: float, along: float = 0.0
     ) -> Script:
-        """Grasp part ``k`` from above, ``up`` m over its origin, with care from ``near`` m over that, and rise by ``rise``.
-
-        Returns whether it came along (``holds``).
-        """
+        """Grasp part ``k`` from above, ``up`` m over its origin, with care from ``near`` m over that, and rise; whether it came along."""
 
         def above(height: float) -> Pose:
             (x, y, z), _ = self.part(k)
@@ -382,10 +394,7 @@ class Assembler:
 
 
 _HOMES = {  # of each pair of each task: places, rotation, in plain floats
-    id(pair): (
-        pair.places,
-        rows_of(pair.rotation) if pair.rotation is not None else rows_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
-    )
+    id(pair): (pair.places, rows_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]] if pair.rotation is None else pair.rotation))
     for furniture in FURNITURE.values()
     for pair in furniture.pairs
 }
