@@ -52,10 +52,8 @@ class Regulariser:
                     f"train.{key}: {type(policy).__name__} keeps no base policy to stay near to; set it to 0"
                 )
         self.disperse, self.layers = None, []
-        self._dispersive, self._ratio = (
-            None,
-            None,
-        )  # of the last minibatch; of gradients, in the first one since ``read``
+        self._dispersive: Tensor | None = None  # of the last minibatch
+        self._ratio: Tensor | None = None  # of gradients, in the first minibatch since ``read``
         if self.dispersion:
             names = {"type": "kind", "temperature": "temperature", "layer": "layer"}
             given = {
