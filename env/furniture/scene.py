@@ -113,7 +113,8 @@ def _part(name: str, screw: Screw | None, visual: bool) -> str:
         axis, limit = text(part.axis), screw.depth + 0.01
         inner = (
             f'<body name="{name}_nut"><inertial mass=".002" pos="0 0 0" diaginertia="1e-6 1e-6 1e-6"/>'
-            f'<joint name="{screw.slide}" type="slide" axis="{axis}" range="0 {limit}" armature=".01"/>'
+            f'<joint name="{screw.slide}" type="slide" axis="{axis}" range="0 {limit}" armature=".01" '
+            'solreflimit=".01 1" solimplimit=".999 .9999 .001 .5 2"/>'
             f'<joint name="{screw.turn}" type="hinge" axis="{axis}" armature="1e-4" damping="1e-4" frictionloss="{FRICTION_TORQUE}" '
             f'solreffriction=".01 1" solimpfriction=".999 .9999 .001 .5 2"/>{nut(part)}</body>'
         )
