@@ -4,9 +4,11 @@ Beyond the paper (its open questions 2 to 4):
 
 * ``layer: auto``. For the first ``auto_epochs`` epochs nothing is dispersed. Whoever trains reports after each of them how each layer is
   (``consider``), and after the last the layer is chosen by ``choose_layer``.
-* ``weight: adaptive``. Every ``BALANCE_EVERY`` steps the gradients of both losses in the network's parameters are compared, and the weight
-  is such that the dispersive one's norm is ``balance`` times the other's (geometric mean over the last few comparisons), at most ``MAX_WEIGHT``: a
-  saturated loss, whose gradient vanishes, must not be made up for.
+* ``weight: adaptive``. Spread what has collapsed, as far as it has, and nothing else. Collapsed are features that use fewer directions than the
+  observations they are made of: every ``ADAPT_EVERY`` steps the effective ranks of both are compared on the batch, and the weight is the
+  share of the observations' that the features lack (0 where they lack none) times a full weight, with which the dispersive gradient's norm in the
+  network's parameters is ``balance`` times the regression's (geometric mean over the last few comparisons), at most ``MAX_WEIGHT``: a saturated
+  loss, whose gradient vanishes, must not be made up for. Balanced gradients alone did harm: measured in cfg/pretraining.md.
 * ``queue``. The last so many rows of features, of earlier batches, are compared with, too (``dispersive_loss``).
 
 All of it is in ``state_dict``: a resumed run is the one that was left alone.
@@ -23,10 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from model.common.dispersive_loss import DispersiveLoss
+from model.common.feature_diagnostics import effective_rank
 
 AUTO, ADAPTIVE = "auto", "adaptive"
 CANDIDATES = ("early", "mid", "late")
-BALANCE_EVERY = 32  # training steps between two comparisons: a backward pass more in so many costs 2 %
+ADAPT_EVERY = 32  # training steps between two comparisons: a backward pass more in so many costs 2 %
+RANK_ROWS = 64  # of the batch, whose eigenvalues cost half a millisecond
 MAX_WEIGHT = 1.0
 _MEMORY = 0.8  # of the mean over comparisons
 
@@ -73,6 +77,7 @@ class Dispersion:
             self.modules = []
         self.weight = 0.0 if self.adaptive else float(weight)
         self.steps, self.seen, self._log_ratio = 0, [], None
+        self.ranks: dict[str, float] = {}  # at the last comparison of an adaptive weight
         self._queues: list[Tensor] = []
 
     @property
@@ -91,17 +96,35 @@ class Dispersion:
         self._queues = [torch.cat([q, z.detach()])[-self.queue :] for q, z in zip(old, rows, strict=True)]
         return loss
 
-    def step(self, error: Tensor, dispersive: Tensor) -> None:
-        """Count one step of training with these two losses, whose graphs are still there; see ``weight``."""
-        if self.adaptive and self.steps % BALANCE_EVERY == 0:
-            parameters = [p for p in self.network.parameters() if p.requires_grad]
-            norms = [float(gradient_norm(loss, parameters)) for loss in (error, dispersive)]
-            largest = math.log(MAX_WEIGHT / self.balance)
-            ratio = min(largest, math.log(norms[0] / norms[1])) if min(norms) > 0 else largest
-            old = ratio if self._log_ratio is None else self._log_ratio
-            self._log_ratio = _MEMORY * old + (1 - _MEMORY) * ratio
-            self.weight = self.balance * math.exp(self._log_ratio)
+    def step(self, error: Tensor, dispersive: Tensor, features: Sequence[Tensor], states: Tensor) -> None:
+        """Count one step of training with these two losses, whose graphs are still there; see ``weight``.
+
+        Args:
+            error: of the regression, 0-d.
+            dispersive: 0-d, not weighted.
+            features: as recorded, ``(B, ...)`` each.
+            states: ``(B, To, Do)`` the observations without their images.
+        """
+        if self.adaptive and self.steps % ADAPT_EVERY == 0:
+            lacking = self._lacking(features, states)
+            self.weight = lacking * self._full_weight(error, dispersive) if lacking else 0.0
         self.steps += 1
+
+    def _lacking(self, features: Sequence[Tensor], states: Tensor) -> float:
+        """Which share of the states' directions the features do not have, of the layer that lacks most."""
+        had = min(float(effective_rank(z[:RANK_ROWS])) for z in features)
+        self.ranks = {"feature_rank": had, "state_rank": float(effective_rank(states[:RANK_ROWS]))}
+        return max(0.0, 1.0 - had / self.ranks["state_rank"])
+
+    def _full_weight(self, error: Tensor, dispersive: Tensor) -> float:
+        """With which the gradients are in balance."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        norms = [float(gradient_norm(loss, parameters)) for loss in (error, dispersive)]
+        largest = math.log(MAX_WEIGHT / self.balance)
+        ratio = min(largest, math.log(norms[0] / norms[1])) if min(norms) > 0 else largest
+        old = ratio if self._log_ratio is None else self._log_ratio
+        self._log_ratio = _MEMORY * old + (1 - _MEMORY) * ratio
+        return self.balance * math.exp(self._log_ratio)
 
     def consider(self, reports: Mapping[str, Mapping[str, float]]) -> str | None:
         """One more epoch's report on each of ``CANDIDATES``; returns the layer once it is chosen."""

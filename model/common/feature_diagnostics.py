@@ -45,15 +45,11 @@ def feature_diagnostics(features: Tensor, states: Tensor | None = None, max_rows
         raise ValueError(f"feature diagnostics: expected features (B >= 2, D), found shape {tuple(features.shape)}")
     z = features.detach().flatten(1)[:max_rows].float()
     n, dim = z.shape
-    centred = z - z.mean(dim=0)
-    eigenvalues = torch.linalg.eigvalsh(centred @ centred.mT if n <= dim else centred.mT @ centred).clamp(min=0)
-    singular = eigenvalues.sqrt()
-    tiny = torch.finfo(z.dtype).tiny
-    p = singular / singular.sum().clamp(min=tiny)
+    eigenvalues, tiny = _eigenvalues(z), torch.finfo(z.dtype).tiny
     distance = (_squared_distances(z[None])[0] / dim).sqrt()
     mean = distance.sum() / (n * (n - 1))
     report = {
-        "effective_rank": torch.special.entr(p).sum().exp(),
+        "effective_rank": _effective_rank(eigenvalues),
         "participation_ratio": eigenvalues.sum().square() / eigenvalues.square().sum().clamp(min=tiny),
         "distance_mean": mean,
         "distance_min": _fill_diagonal(distance, torch.inf).min(),
@@ -69,6 +65,26 @@ def feature_diagnostics(features: Tensor, states: Tensor | None = None, max_rows
         report["neighbour_agreement"] = (own[:, :, None] == true[:, None, :]).any(dim=2).float().mean()
         report["neighbour_distance"] = distance.gather(1, true[:, :1]).mean() / mean.clamp(min=tiny)
     return report
+
+
+@torch.no_grad()
+def effective_rank(z: Tensor) -> Tensor:
+    """Of rows ``(B, ...)``, centred: how many directions they use, 0-d; see ``feature_diagnostics``."""
+    return _effective_rank(_eigenvalues(z.detach().flatten(1).float()))
+
+
+def _eigenvalues(z: Tensor) -> Tensor:
+    """Of the scatter matrix of ``(n, D)``, the smaller of its two forms."""
+    centred = z - z.mean(dim=0)
+    return torch.linalg.eigvalsh(centred @ centred.mT if z.shape[0] <= z.shape[1] else centred.mT @ centred).clamp(
+        min=0
+    )
+
+
+def _effective_rank(eigenvalues: Tensor) -> Tensor:
+    singular = eigenvalues.sqrt()
+    p = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
+    return torch.special.entr(p).sum().exp()
 
 
 def _nearest(distance: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class RegressionPolicy(nn.Module):
             return Losses(error, {name: error.detach()})
         dispersive = dispersion.loss(features, self.training)
         if self.training and torch.is_grad_enabled():
-            dispersion.step(error, dispersive)
+            dispersion.step(error, dispersive, features, batch.conditions["state"])
         parts = {name: error.detach(), "dispersive loss": dispersive.detach()}
         if dispersion.adaptive:
             parts["dispersive weight"] = error.new_tensor(dispersion.weight)
@@ -99,6 +99,7 @@ class RegressionPolicy(nn.Module):
 
         * ``gradient_norm_<regression>`` and ``gradient_norm_dispersive`` (unweighted) in the network's parameters, and
           ``gradient_norm_ratio``, weighted dispersive to regression (absent with weight 0)
+        * ``feature_rank`` and ``state_rank``, which an adaptive weight was last set by
         * ``gap_to_floor``: the loss minus its lowest value; ``saturation`` (see ``DispersiveLoss``); NaN where it has no floor
 
         Parameters' ``.grad`` are not touched. Empty without a dispersive loss. Costs a forward and two backward passes.
@@ -114,7 +115,7 @@ class RegressionPolicy(nn.Module):
             dispersive = gradient_norm(loss, parameters)
         loss, n = loss.detach(), len(features[0])
         floor = dispersion.settings.floor(n)
-        report = {
+        report = {name: loss.new_tensor(rank) for name, rank in dispersion.ranks.items()} | {
             f"gradient_norm_{self.regression}": error,
             "gradient_norm_dispersive": dispersive,
             "gap_to_floor": loss - floor if math.isfinite(floor) else torch.full_like(loss, math.nan),

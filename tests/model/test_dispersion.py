@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from model.common.dispersion import BALANCE_EVERY, CANDIDATES, MAX_WEIGHT, Dispersion, choose_layer
+from model.common.dispersion import ADAPT_EVERY, CANDIDATES, MAX_WEIGHT, RANK_ROWS, Dispersion, choose_layer
 from model.common.dispersive_loss import DispersiveLoss, dispersive_loss
 from model.diffusion.diffusion import DiffusionModel
 from model.diffusion.mlp_diffusion import DiffusionMLP
@@ -80,30 +81,89 @@ def norms(model: DiffusionModel, kind: str) -> float:
     return math.sqrt(squares)
 
 
-def test_an_adaptive_weight_balances_the_gradients():
-    model = policy(dispersive_loss_weight="adaptive", dispersive_balance=0.3)
+def collapsed(**settings: object) -> DiffusionModel:
+    """A policy whose early features all but lie on a line."""
+    model = policy(**settings)
+    weight = model.network.hidden_layers[0].weight
+    with torch.no_grad():
+        weight.copy_(torch.linspace(0.5, 1.5, len(weight))[:, None] * weight[:1] + 1e-2 * weight)
+    return model
+
+
+def rank(rows: Tensor) -> float:
+    """Roy & Vetterli's, by NumPy's singular values."""
+    singular = np.linalg.svd((rows - rows.mean(0)).flatten(1).double().numpy(), compute_uv=False)
+    p = singular[singular > 1e-9] / singular.sum()
+    return math.exp(-(p * np.log(p)).sum())
+
+
+def test_an_adaptive_weight_is_the_lacking_share_of_balanced_gradients():
+    model = collapsed(dispersive_loss_weight="adaptive", dispersive_balance=0.3)
     error = norms(model, "diffusion")
-    torch.manual_seed(0)
-    both = policy(dispersive_loss_weight=1.0)
-    z = both.loss(batch(0), torch.Generator().manual_seed(0))
-    both.zero_grad()
-    z.total.backward()
-    total = torch.cat([p.grad.flatten() for p in both.network.parameters()])
-    plain = DiffusionModel(both.network, TA, DO, DA, 11)
-    both.zero_grad()
-    plain.loss(batch(0), torch.Generator().manual_seed(0)).total.backward()
-    part = total - torch.cat([p.grad.flatten() for p in both.network.parameters()])
+    features = early(model, B)
+    both = collapsed(dispersive_loss_weight=1.0)
+    gradients = []
+    for chosen in (both, DiffusionModel(both.network, TA, DO, DA, 11)):
+        both.zero_grad()
+        chosen.loss(batch(0), torch.Generator().manual_seed(0)).total.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in both.network.parameters()]))
+    lacking = 1 - rank(features) / rank(batch(0).conditions["state"])
+    assert 0.2 < lacking < 0.9
     losses = model.loss(batch(0), torch.Generator().manual_seed(0))
-    expected = 0.3 * error / float(part.norm())
-    assert model.dispersion.weight == pytest.approx(expected, rel=1e-4)
-    assert losses.parts["dispersive weight"].item() == pytest.approx(expected, rel=1e-4)
+    expected = lacking * 0.3 * error / float((gradients[0] - gradients[1]).norm())
+    assert model.dispersion.weight == pytest.approx(expected, rel=1e-3)
+    assert losses.parts["dispersive weight"].item() == pytest.approx(expected, rel=1e-3)
     torch.testing.assert_close(
         losses.total.detach(),
-        losses.parts["diffusion loss"] + expected * losses.parts["dispersive loss"],
+        losses.parts["diffusion loss"] + model.dispersion.weight * losses.parts["dispersive loss"],
         rtol=1e-4,
         atol=1e-6,
     )
     assert all(p.grad is None for p in model.parameters())
+    report = model.diagnostics(batch(0))
+    assert float(report["feature_rank"]) == pytest.approx(rank(features), rel=1e-3)
+    assert float(report["state_rank"]) == pytest.approx(rank(batch(0).conditions["state"]), rel=1e-3)
+
+
+def test_an_adaptive_weight_leaves_alone_what_has_not_collapsed_and_opens_what_has():
+    whole, plain = (policy(dispersive_loss_weight=weight) for weight in ("adaptive", 0.0))
+    for a, b in zip(train(whole, 2 * ADAPT_EVERY), train(plain, 2 * ADAPT_EVERY), strict=True):
+        assert torch.equal(a, b)
+    assert whole.dispersion.weight == 0.0
+    ranks = []
+    for weight in ("adaptive", 0.0):
+        model = collapsed(dispersive_loss_weight=weight, dispersive_balance=1.0, dispersive_loss_type="infonce_cosine")
+        train(model, ADAPT_EVERY)
+        ranks.append(rank(early(model, 61)))
+    assert ranks[0] > 1.25 * ranks[1]
+
+
+def early(model: DiffusionModel, n: int) -> Tensor:
+    """Its early features of a batch of ``n``."""
+    seen = []
+    hook = model.network.hidden_layers[0].register_forward_hook(lambda *args: seen.append(args[2].detach()))
+    model.eval()
+    model.loss(batch(0, n), torch.Generator().manual_seed(0))
+    model.train()
+    hook.remove()
+    return seen[0]
+
+
+def test_angles_open_collapsed_features_and_distances_stretch_them():
+    """Why ``infonce_cosine`` is what cfg/pretraining.md recommends: the cheapest way to larger distances is a longer line."""
+    ranks = {}
+    for kind in ("infonce_l2", "infonce_cosine"):
+        model = collapsed(dispersive_loss_type=kind, dispersive_loss_weight=1.0)
+        optimiser = torch.optim.Adam(model.network.parameters(), 1e-2)
+        for k in range(50):
+            losses = []
+            for model.dispersion.weight in (1.0, 0.0):
+                losses.append(model.loss(batch(k, 61), torch.Generator().manual_seed(k)).total)
+            optimiser.zero_grad()
+            (losses[0] - losses[1]).backward()
+            optimiser.step()
+        ranks[kind] = rank(early(model, 61))
+    assert ranks["infonce_l2"] < 3 < 6 < ranks["infonce_cosine"]
 
 
 def test_an_adaptive_weight_is_remeasured_now_and_then_and_bounded():
@@ -111,20 +171,26 @@ def test_an_adaptive_weight_is_remeasured_now_and_then_and_bounded():
     network.hidden_layers = list(network)
     dispersion = Dispersion(network, DispersiveLoss(), "early", "adaptive", balance=0.5)
     w = network[0].weight
-    ratios = [4.0] * BALANCE_EVERY + [1.0] * BALANCE_EVERY + [1.0]
+    states = torch.eye(RANK_ROWS + 3)  # the last three rows do not count
+    line = [torch.arange(RANK_ROWS + 3.0)[:, None]]
+    share = 1 - 1 / rank(states[:RANK_ROWS])  # to 1e-5: single precision
+    ratios = [4.0] * ADAPT_EVERY + [1.0] * ADAPT_EVERY + [1.0]
     weights = []
     for ratio in ratios:
-        dispersion.step((ratio * w).sum(), w.sum())
-        weights.append(dispersion.weight)
-    assert weights[0] == pytest.approx(1.0)  # 0.5 * 4 would be more than the largest
-    assert weights[:BALANCE_EVERY] == [weights[0]] * BALANCE_EVERY
-    assert weights[BALANCE_EVERY] == pytest.approx(
-        0.5 * 2**0.8
+        dispersion.step((ratio * w).sum(), w.sum(), line, states)
+        weights.append(dispersion.weight / share)
+    assert weights[0] == pytest.approx(1.0, rel=1e-5)  # 0.5 * 4 would be more than the largest
+    assert weights[:ADAPT_EVERY] == [weights[0]] * ADAPT_EVERY
+    assert weights[ADAPT_EVERY] == pytest.approx(
+        0.5 * 2**0.8, rel=1e-5
     )  # of 2, as it was bounded, and 1: geometric mean, 0.8 to 0.2
-    assert weights[2 * BALANCE_EVERY] == pytest.approx(0.5 * 2**0.64)
+    assert weights[2 * ADAPT_EVERY] == pytest.approx(0.5 * 2**0.64, rel=1e-5)
     dead = Dispersion(network, DispersiveLoss(), "early", "adaptive", balance=0.5)
-    dead.step(w.sum(), 0 * w.sum())
-    assert dead.weight == pytest.approx(MAX_WEIGHT)
+    dead.step(w.sum(), 0 * w.sum(), line, states)
+    assert dead.weight == pytest.approx(MAX_WEIGHT * share, rel=1e-5)
+    several = Dispersion(network, DispersiveLoss(), "all", "adaptive", balance=0.5)
+    several.step(w.sum(), w.sum(), [states, line[0], states], states)
+    assert several.weight == pytest.approx(0.5 * share, rel=1e-5)  # the layer that lacks most
 
 
 def test_the_queue_holds_the_last_rows_and_takes_part_in_training_alone():
@@ -151,11 +217,11 @@ SETTINGS = {"dispersive_loss_layer": "auto", "dispersive_loss_weight": "adaptive
 
 @pytest.mark.parametrize("chosen_before", [False, True])
 def test_its_state_is_all_there_is(chosen_before: bool):
-    whole = policy(**SETTINGS, dispersive_auto_epochs=2)
+    whole = collapsed(**SETTINGS, dispersive_auto_epochs=2)
     whole.dispersion.consider(reports(5, 3, 4))
     if chosen_before:
         whole.dispersion.consider(reports(5, 3, 4))
-    train(whole, BALANCE_EVERY + 3)
+    train(whole, ADAPT_EVERY + 3)
     resumed = policy(**SETTINGS, dispersive_auto_epochs=2)
     resumed.load_state_dict(whole.state_dict())
     resumed.dispersion.load_state_dict(whole.dispersion.state_dict())
@@ -163,7 +229,7 @@ def test_its_state_is_all_there_is(chosen_before: bool):
         if not chosen_before:
             assert model.dispersion.consider(reports(5, 3, 4)) == "mid"
     assert resumed.dispersion.settings.layer == "mid"
-    for a, b in zip(train(whole, BALANCE_EVERY, 100), train(resumed, BALANCE_EVERY, 100), strict=True):
+    for a, b in zip(train(whole, ADAPT_EVERY, 100), train(resumed, ADAPT_EVERY, 100), strict=True):
         assert torch.equal(a, b)
     assert resumed.dispersion.weight == whole.dispersion.weight > 0
 
