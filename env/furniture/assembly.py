@@ -49,7 +49,7 @@ from env.furniture.facts import (
     of_env,
 )
 from env.furniture.layout import pointers as _pointers
-from env.furniture.parts import PARTS
+from env.furniture.parts import NUT_RADIUS, PARTS
 from env.furniture.placement import HOMES, N_FIRST, SPREADS, draw, pose
 from env.furniture.scene import DT, OBSTACLE_CENTRE, build, screws
 
@@ -70,10 +70,10 @@ N_IDS = PAIR_IDS + MAX_PAIRS * N_PAIR_IDS
 SCREW_FACTS, N_PAIR_FACTS = 1, 21
 PAIR_FACTS = SCREW_FACTS + MAX_PAIRS * screw.N_SCREW_FACTS
 N_FACTS = PAIR_FACTS + MAX_PAIRS * N_PAIR_FACTS
-# memory: [gripper's sign, control steps, whether a part is pinned, rewards given, assembled (2), of each thread (2) hole and force, obstacle's
+# memory: [gripper's sign, control steps, whether a part is pinned, rewards given, assembled (2), of each thread (2) hole, force and collar, obstacle's
 # pose in the tag frame 7, sign of every part's quaternion 5, pinned pose 7]
-GRIP, STEPS, PIN, GIVEN, ASSEMBLED, HOLES, OBSTACLE, SIGN, PIN_POSE = 0, 1, 2, 3, 4, 6, 10, 17, 22
-N_MEMORY = 29
+GRIP, STEPS, PIN, GIVEN, ASSEMBLED, HOLES, OBSTACLE, SIGN, PIN_POSE = 0, 1, 2, 3, 4, 6, 12, 19, 24
+N_MEMORY = 31
 _TAG_QUAT = (0.0, np.sqrt(0.5), np.sqrt(0.5), 0.0)  # w x y z of TAG_TO_ROBOT, which is its own inverse
 _ORIGIN_X = TAG_TO_ROBOT[0][0]
 
@@ -224,7 +224,10 @@ class Assembly(Family):
         data.qvel[:] = 0.0
         mujoco.mj_forward(model, data)
         memory[:] = 0.0
-        memory[GRIP] = memory[HOLES] = memory[HOLES + screw.N_SCREW_MEMORY] = -1.0
+        memory[GRIP] = -1.0
+        threads = memory[HOLES : HOLES + MAX_PAIRS * screw.N_SCREW_MEMORY].reshape(MAX_PAIRS, -1)
+        threads[:, screw.HOLE] = -1.0
+        threads[: len(self._nuts), screw.COLLAR] = [u for _, u in self._nuts]
         x, y, z = data.mocap_pos[0]
         memory[OBSTACLE : OBSTACLE + POSE] = y, x - _ORIGIN_X, -z, 1.0, 0.0, 0.0, 0.0
         for k, (name, at) in enumerate(zip(names, self._places, strict=True)):
@@ -270,6 +273,7 @@ def _facts(furniture: Furniture) -> np.ndarray:
         own[screw.U_MAX] = s.depth - screw.FREE
         own[screw.HOME_ROTATION : screw.HOME_ROTATION + 9] = pair.rotation.ravel()
         own[screw.HOME_POSITION : screw.HOME_POSITION + 3 * len(pair.places)] = np.ravel(pair.places)
+        own[screw.COLLAR_AT], own[screw.COLLAR_RADIUS] = PARTS[s.part].collar, NUT_RADIUS
     for k, pair in enumerate(furniture.pairs):
         own = out[PAIR_FACTS + N_PAIR_FACTS * k :]
         own[: 3 * len(pair.places)] = np.ravel(pair.places)

@@ -34,7 +34,7 @@ _QUARTER = (math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0)  # from z to -y, for cylin
 class Part:
     """Shape of a part: its geoms, what it weighs, and its peg where it has one.
 
-    ``axis`` (of the peg, unit, into the hole), ``root`` and ``tip`` (m along ``axis`` from the part's origin) and ``steel``, whether the
+    ``axis`` (of the peg, unit, into the hole), ``root`` and ``tip`` (m along ``axis`` from the part's origin).
     """
 
     geoms: str
@@ -42,6 +42,11 @@ class Part:
     axis: tuple[float, float, float] | None = None
     root: float = 0.0
     tip: float = 0.0
+
+    @property
+    def collar(self) -> float:
+        """m along ``axis`` to the collar's centre when the peg is home: ``NUT_GAP`` outside the hole's rim."""
+        return self.root - NUT_GAP - NUT_BALL
 
 
 def joined(values: Iterable[str]) -> str:
@@ -199,10 +204,9 @@ PARTS = {
 
 
 def nut(part: Part) -> str:
-    """The collar on a peg, four balls, in the place it has when the peg is home: ``NUT_GAP`` outside the hole's rim."""
-    out = part.root - NUT_GAP - NUT_BALL
+    """The collar on a peg, four balls, in the place it has when the peg is home."""
     around = ((1, 0), (-1, 0), (0, 1), (0, -1))
     places = [(NUT_RADIUS * a, NUT_RADIUS * b) for a, b in around]
-    _, y, z = (out * a for a in part.axis)
+    _, y, z = (part.collar * a for a in part.axis)
     centres = [(a, y, b) for a, b in places] if part.axis[1] else [(a, b, z) for a, b in places]
     return joined(_geom("sphere", (NUT_BALL,), at, FIT, f'{_FIRM} mass="0"') for at in centres)

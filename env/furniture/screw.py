@@ -3,7 +3,8 @@
 Every peg carries a nut (``scene.py``). A part that can be screwed is in one of two states:
 
 * **free**: the nut is set, at every step, to where the first turns of two threads would meet at the part's present rotation, and
-  stops the peg there like a collar. When peg and hole are aligned (``LATERAL``, ``TILT``) and the collar touches the rim, they engage.
+  stops the peg there like a collar (it remembers where it is: what presses it does not move it, however long). When peg and hole
+  are aligned (``LATERAL``, ``TILT``) and the collar touches the rim, they engage.
 * **engaged** in hole k: an equality welds the nut into the hole, the peg advances one pitch per turn. Unscrewed past its start it is free again, and
   so it is where force has torn it out of line.
 
@@ -35,6 +36,7 @@ LATERAL, TILT = 0.0025, math.cos(math.radians(9.0))  # of the peg's axis against
 OUT = 0.002  # m beyond the thread's start: unscrewed
 TORN_LATERAL, TORN_TILT = 0.005, math.cos(math.radians(15.0))
 NEAR = 0.02  # m from a hole's axis: the collar follows this hole's phase
+LYING = 0.5  # cosine of a tilt: a peg as crooked as this is beside the hole
 FRICTION_ARM = (
     0.0024  # m: friction coefficient (0.2) times radius (12 mm); beyond the lead, a thread holds whatever presses it
 )
@@ -42,11 +44,12 @@ FRICTION_ARM = (
 # of one thread, integers: [qpos of the part, qpos of the socket, qpos and dof of the nut's slide (its turn is next), equality of the tendon, of the
 # first weld, number of holes]
 PART, SOCKET, NUT_Q, NUT_DOF, TENDON, WELD, N_HOLES, N_SCREW_IDS = range(8)
-# floats: [axis of the peg 3, largest u, rotation when home 9, positions when home 4 x 3]
-AXIS, U_MAX, HOME_ROTATION, HOME_POSITION, N_SCREW_FACTS = 0, 3, 4, 13, 25
+# floats: [axis of the peg 3, largest u, rotation when home 9, positions when home 4 x 3, of the collar when the peg is home: m along the axis from
+# the part's origin, radius]
+AXIS, U_MAX, HOME_ROTATION, HOME_POSITION, COLLAR_AT, COLLAR_RADIUS, N_SCREW_FACTS = 0, 3, 4, 13, 25, 26, 27
 MAX_HOLES = 4
-# memory: hole the part is engaged in, or -1; force along its axis in the last step, N
-HOLE, FORCE, N_SCREW_MEMORY = 0, 1, 2
+# memory: hole the part is engaged in, or -1; force along its axis in the last step, N; u where the collar is while it is free
+HOLE, FORCE, COLLAR, N_SCREW_MEMORY = 0, 1, 2, 3
 
 
 @numba.njit
@@ -116,6 +119,15 @@ def start_of(turn, u_max):
 
 
 @numba.njit
+def touching(fact, view):
+    """u (m) at which the lowest point of the collar would touch the rim of the hole that ``view`` is of."""
+    if view[2] < LYING:
+        return -math.inf
+    at, low = fact[COLLAR_AT], fact[COLLAR_RADIUS] * math.sqrt(max(1.0 - view[2] * view[2], 0.0))
+    return (view[0] + at - low) / view[2] - at
+
+
+@numba.njit
 def set_nut(qpos, qvel, row, u):
     """The nut at rest, where a peg has ``u`` to go."""
     qpos[row[NUT_Q]], qpos[row[NUT_Q] + 1] = u, u * math.tau / PITCH
@@ -136,7 +148,7 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
         hole_view(fact, hole, position, rotation, view)
         torn = view[1] > TORN_LATERAL or view[2] < TORN_TILT
         if torn or qpos[row[NUT_Q]] > fact[U_MAX] + OUT:
-            own[HOLE] = -1.0
+            own[HOLE], own[COLLAR] = -1.0, min(qpos[row[NUT_Q]], fact[U_MAX])
             flags[0] &= ~(0xFF << (8 * (row[WELD] + hole)))
         else:
             friction[0] = FRICTION_TORQUE + FRICTION_ARM * own[FORCE]
@@ -148,7 +160,7 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
         if view[1] < nearest:
             nearest, at = view[1], hole
     hole_view(fact, at, position, rotation, view)
-    u, now = fact[U_MAX], qpos[row[NUT_Q]]
+    u = fact[U_MAX]
     if nearest < NEAR:
         start = start_of(view[3], fact[U_MAX])
         if abs(view[0] - start) < TOUCH and nearest < LATERAL and view[2] > TILT:
@@ -156,7 +168,8 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
             flags[0] |= 1 << (8 * (row[WELD] + at))
             u = start
         else:  # follow the thread's start, but never push the collar through the rim
-            u = start if start < view[0] + TOUCH else min(start, now)
+            u = start if start < touching(fact, view) + TOUCH else min(start, own[COLLAR])
+    own[COLLAR] = u
     set_nut(qpos, qvel, row, u)
 
 
