@@ -20,7 +20,17 @@ IDLE_ARGUMENTS = {  # accepted by the original's class, and without effect: clas
     "EtaFixed": dict.fromkeys(
         ("input_dim", "mlp_dims", "action_dim"), "one number knows neither observation nor network"
     ),
-    "PPOExactDiffusion": dict.fromkeys(("rtol", "atol"), "their names are sde_rtol and sde_atol"),
+    "PPOExactDiffusion": {
+        **dict.fromkeys(("rtol", "atol"), "their names are sde_rtol and sde_atol"),
+        "min_logprob_denoising_std": "a likelihood of whole chunks has no such steps",
+    },
+}
+OTHERWISE_ARGUMENTS = {  # had an effect, and is done in another way here: class -> argument -> why
+    "PPOExactDiffusion": {
+        "sde": "the noise schedule is the SDE",
+        "sde_min_beta": "the variances are the schedule's own",
+        "sde_eps": "the flow begins at 0",
+    },
 }
 IDLE_VIT = {  # of VitEncoder.cfg
     "patch_size": "the first convolution is 8 wide, whatever it says",
@@ -64,13 +74,9 @@ REFUSED = {
     "model.dispersive_loss_weight_rl": Refused(
         0.1, "the dispersive loss in fine-tuning under that name (here: train.dispersive_loss_weight)"
     ),
+    "model.sde_probability_flow": Refused(True, "a likelihood along anything but the probability flow"),
     "env.wrappers.multi_step.reward_agg_method": Refused("sum", "rewards that are not added up over a chunk"),
     "env.wrappers.robomimic_lowdim.clamp_obs": Refused(False, "clipped observations"),
     "env.wrappers.robomimic_image.clamp_obs": Refused(False, "clipped observations"),
 }
 STRANGERS = {("wandb.entity", "zougw2022-sun-yat-sen-university")}  # an author's own account, left in a published file
-
-_NUMBER = (int, float)
-NOT_YET: dict[str, Any] = {  # further sections of the algorithms that are not supported yet, and their types
-    "train": {},
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -16,13 +17,13 @@ from agent.errors import UsageError
 BOUNDED = ("Gaussian_MLP", "Gaussian_VisionMLP", "GMM_MLP")  # need action_dim; some published files forget it
 
 
-def translate_policy(tree: dict[str, Any], notes: Notes) -> list[str]:
-    """Make ``tree["model"]`` a section of this project; returns sentences on the classes that are not there yet.
+def translate_policy(tree: dict[str, Any], notes: Notes) -> None:
+    """Make ``tree["model"]`` a section of this project.
 
     Raises:
         UsageError: it is no section with a ``_target_``, or names a class that neither this project nor the published code has.
     """
-    model, missing = tree.get("model"), []
+    model = tree.get("model")
     if not isinstance(model, dict) or "_target_" not in model:
         raise UsageError(f"model: expected a section with a _target_, found {model!r}")
     for key in keys.POLICY_ONLY:
@@ -31,42 +32,30 @@ def translate_policy(tree: dict[str, Any], notes: Notes) -> list[str]:
             tree["base_policy_path"] = value
     if "ft_denoising_steps" in model and model["_target_"] in targets.MOVED:
         tree["ft_denoising_steps"] = model.pop("ft_denoising_steps")  # of the checkpoint that is evaluated
-    for path, node in list(_classes(model, "model")):
+    for path, node in _classes(model, "model"):
         published = str(node["_target_"])
         node["_target_"] = targets.MOVED.get(published, published)
         if published in targets.GHOSTS:
             notes.add("mended", f"{path}._target_", f"the original has no {published}")
         _drop_idle(path, node, published, notes)
         _mend(path, node, tree, notes)
-        if not available(node["_target_"]):
-            missing.append(f"{path}._target_: {published.rpartition('.')[2]} is not supported yet")
+        check_class(node["_target_"])
         if published in targets.SWALLOWING:
-            notes.drop_unread(node, {"_target_": None, **_arguments(node["_target_"])}, path, set())
-    return missing
+            known = dict.fromkeys(("_target_", *inspect.signature(get_class(node["_target_"])).parameters))
+            notes.drop_unread(node, known, path, set())
 
 
-def available(target: str) -> bool:
-    """Whether this version has the class ``target``.
+def check_class(target: object) -> None:
+    """That ``target`` is a policy or network of this project, and so, by its name here, of the published code.
 
     Raises:
-        UsageError: neither this project nor the published code has it.
+        UsageError: it is not.
     """
     module, _, name = str(target).rpartition(".")
-    try:
+    with contextlib.suppress(ModuleNotFoundError):
         if module.startswith("model.") and isinstance(getattr(importlib.import_module(module), name, None), type):
-            return True
-    except ModuleNotFoundError:
-        pass
-    if target in targets.ARGUMENTS or target in targets.NOT_YET:
-        return False
+            return
     raise UsageError(f"_target_: there is no class {target!r} of a policy or network, here or in the published code")
-
-
-def _arguments(target: str) -> dict[str, None]:
-    """The arguments of a class, sections of other classes included."""
-    if not available(target):
-        return dict.fromkeys((*targets.ARGUMENTS.get(target, ()), *targets.PARTS))
-    return dict.fromkeys(inspect.signature(get_class(target)).parameters)
 
 
 def _classes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -78,11 +67,12 @@ def _classes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _drop_idle(path: str, node: dict[str, Any], published: str, notes: Notes) -> None:
-    """Take out what the original's class accepts and does not use."""
+    """Take out what the original's class accepts and does not use, or this project's does without."""
     name = published.rpartition(".")[2]
-    for key, why in keys.IDLE_ARGUMENTS.get(name, {}).items():
-        if node.pop(key, None) is not None:
-            notes.add("idle", f"{path}.{key}", why)
+    for kind, arguments in (("idle", keys.IDLE_ARGUMENTS), ("otherwise", keys.OTHERWISE_ARGUMENTS)):
+        for key, why in arguments.get(name, {}).items():
+            if node.pop(key, None) is not None:
+                notes.add(kind, f"{path}.{key}", why)
     if name != "VitEncoder":
         return
     if "obs_shape" in node:  # the class wants it; height, width and channels come from elsewhere

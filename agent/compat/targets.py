@@ -1,4 +1,4 @@
-"""Published classes: what each is here, and what there is not yet.
+"""Published classes: what each is here.
 
 An algorithm that arrives gets its agent's path in ``AGENTS``; its policy and networks need no entry, they keep their published
 names and are found where they are.
@@ -17,46 +17,41 @@ EVAL = "agent.eval.eval_agent.EvalAgent"
 
 
 class Agent(NamedTuple):
-    """A published agent: its stage, the algorithm's name, our class (None: not supported yet), and of fine-tuning the module in
-    ``agent/finetune`` and class of the algorithm; the file of ``cfg/base/method`` of that module's name has what the original leaves to
-    its code."""
+    """A published agent: its stage, our class, and of fine-tuning the module in ``agent/finetune`` and class of the algorithm; the file of
+    ``cfg/base/method`` of that module's name has what the original leaves to its code."""
 
     stage: str
-    algorithm: str
-    ours: str | None
+    ours: str
     learner: str = "ppo.PPO"
 
 
 AGENTS: dict[str, Agent] = {
-    "agent.pretrain.train_diffusion_agent.TrainDiffusionAgent": Agent("pretrain", "diffusion pre-training", PRETRAIN),
-    "agent.pretrain.train_gaussian_agent.TrainGaussianAgent": Agent("pretrain", "Gaussian pre-training", PRETRAIN),
+    "agent.pretrain.train_diffusion_agent.TrainDiffusionAgent": Agent("pretrain", PRETRAIN),
+    "agent.pretrain.train_gaussian_agent.TrainGaussianAgent": Agent("pretrain", PRETRAIN),
     **{
-        f"agent.finetune.train_ppo_{module}_agent.TrainPPO{name}Agent": Agent("finetune", "PPO", FINETUNE)
+        f"agent.finetune.train_ppo_{module}_agent.TrainPPO{name}Agent": Agent("finetune", FINETUNE)
         for module, name in (
             ("diffusion", "Diffusion"),
             ("diffusion_img", "ImgDiffusion"),
             ("gaussian", "Gaussian"),
             ("gaussian_img", "ImgGaussian"),
+            ("exact_diffusion", "ExactDiffusion"),
         )
     },
     **{
         f"agent.finetune.train_{name.lower()}_diffusion_agent.Train{name}DiffusionAgent": Agent(
-            "finetune", name, FINETUNE, f"{name.lower()}.{name}"
+            "finetune", FINETUNE, f"{name.lower()}.{name}"
         )
         for name in ("RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM")
     },
     **{
         f"agent.finetune.train_{name.lower()}_agent.Train{name}Agent": Agent(
-            "finetune", name, FINETUNE, f"{name.lower()}.{name}"
+            "finetune", FINETUNE, f"{name.lower()}.{name}"
         )
         for name in ("RLPD", "CalQL", "IBRL", "SAC")
     },
     **{
-        f"agent.finetune.train_{module}_agent.Train{name}Agent": Agent("finetune", algorithm, None)
-        for module, name, algorithm in (("ppo_exact_diffusion", "PPOExactDiffusion", "PPO with exact likelihoods"),)
-    },
-    **{
-        f"agent.eval.eval_{module}_agent.Eval{name}Agent": Agent("eval", "evaluation", EVAL)
+        f"agent.eval.eval_{module}_agent.Eval{name}Agent": Agent("eval", EVAL)
         for module, name in (
             ("diffusion", "Diffusion"),
             ("diffusion_img", "ImgDiffusion"),
@@ -76,16 +71,6 @@ GHOSTS = {  # modules that the published code names and does not have
     "model.diffusion.diffusion_eval_ft.DiffusionEval",
     "model.diffusion.unet.VisionUnet1D",
 }
-NOT_YET = {  # networks of the published files that this version may lack (policies: ARGUMENTS)
-    "model.common.mlp_gaussian.Gaussian_VisionMLP",
-    "model.common.mlp_gmm.GMM_MLP",
-    "model.common.transformer.Gaussian_Transformer",
-    "model.common.transformer.GMM_Transformer",
-    "model.diffusion.unet.Unet1D",
-    "model.diffusion.unet.VisionUnet1D",
-    "model.diffusion.sde_lib.VPSDE",
-}
-
 # Classes that took **kwargs: an argument they do not know was ignored without a word.
 SWALLOWING = {
     *(f"model.common.critic.{name}" for name in ("CriticObs", "CriticObsAct", "ViTCritic")),
@@ -104,22 +89,7 @@ SWALLOWING = {
     ),
     *(f"model.diffusion.diffusion_{name.lower()}.{name}Diffusion" for name in ("DQL", "IDQL", "QSM")),
 }
-
-_CHUNK = {"horizon_steps", "randn_clip_value"}
-_DENOISING = {
-    *_CHUNK,
-    *("obs_dim", "action_dim", "denoising_steps", "predict_epsilon", "denoised_clip_value", "final_action_clip_value"),
-    *("eps_clip_value", "use_ddim", "ddim_steps", "min_sampling_denoising_std"),
-}
-_PPO = {"clip_ploss_coef", "clip_vloss_coef", "norm_adv", "min_logprob_denoising_std", "ft_denoising_steps"}
-_SDE = {f"sde_{key}" for key in ("hutchinson_type", "rtol", "atol", "eps", "step_size", "method", "continuous")}
-_SDE |= {f"sde_{key}" for key in ("probability_flow", "num_epsilon", "min_beta")} | {"sde"}
-ARGUMENTS: dict[str, set[str]] = {  # of policies that may not exist yet: networks are checked against their classes
-    "model.diffusion.diffusion_ppo_exact.PPOExactDiffusion": {*_DENOISING, *_PPO, *_SDE},
-    "model.rl.gmm_ppo.PPO_GMM": {*_CHUNK, "clip_ploss_coef", "clip_vloss_coef", "norm_adv"},
-    "model.common.gmm.GMMModel": _CHUNK,
-}
-PARTS = ("network", "actor", "critic", "critic_q", "critic_v", "eta", "sde")  # arguments that are classes of their own
+PARTS = ("network", "actor", "critic", "critic_q", "critic_v", "eta")  # arguments that are classes of their own
 
 
 def is_published(cfg: object) -> bool:

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from agent.compat import algorithms, keys, targets
 from agent.compat.command_line import CFG
 from agent.compat.notes import Notes
-from agent.compat.policy import available, translate_policy
-from agent.config import check_section, schema, validate
+from agent.compat.policy import translate_policy
+from agent.config import schema
 from agent.dataset.normalization import existing
 from agent.errors import UsageError
 
@@ -36,7 +36,7 @@ _LEVEL = {"pretrain": "train", "finetune": "train env", "eval": "env"}  # sectio
 
 
 class Translation(NamedTuple):
-    """The configuration here, what was changed, and what of it this version cannot do yet (sentences)."""
+    """The configuration here, what was changed, and what of it this version cannot do (sentences)."""
 
     cfg: DictConfig
     notes: Notes
@@ -50,7 +50,7 @@ def adapt(cfg: DictConfig, overrides: Iterable[str] = ()) -> DictConfig:
         overrides: the command line's (``train.n_epochs=1``).
 
     Raises:
-        UsageError: as ``translate``; or something in it is not supported yet, by name.
+        UsageError: as ``translate``; or something in it is not supported, by name.
     """
     if not targets.is_published(cfg):
         raw = OmegaConf.to_container(cfg, resolve=False)
@@ -66,8 +66,7 @@ def adapt(cfg: DictConfig, overrides: Iterable[str] = ()) -> DictConfig:
 
 
 def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
-    """The configuration that means here what ``cfg`` was meant to mean there. ``agent.config.validate`` is the caller's, but for
-    what is ``missing``: the rest of such a file was checked.
+    """The configuration that means here what ``cfg`` was meant to mean there. ``agent.config.validate`` is the caller's.
 
     Raises:
         UsageError: it does not resolve, a section is none, or a class or a key on the command line does not exist.
@@ -75,21 +74,20 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
     agent, tree = targets.AGENTS[cfg["_target_"]], _resolved(cfg)
     notes = Notes({word.lstrip("+~").partition("=")[0] for word in overrides})
     name = tree["_target_"].rpartition(".")[2]
-    notes.add("translated", "_target_", f"{tree['_target_']} -> {agent.ours or 'not supported yet'}")
+    notes.add("translated", "_target_", f"{tree['_target_']} -> {agent.ours}")
     for section in _LEVEL[agent.stage].split():
         if not isinstance(tree.get(section), dict):
             raise UsageError(f"{section}: expected a section, found {tree.get(section)!r}")
-    tree |= {"_target_": agent.ours or targets.FINETUNE, "stage": agent.stage, "benchmark": _benchmark(tree)}
+    tree |= {"_target_": agent.ours, "stage": agent.stage, "benchmark": _benchmark(tree)}
     if agent.stage == "finetune":
         tree["train"]["algorithm"] = f"agent.finetune.{agent.learner}"
         algorithms.move_to_train(tree)
-    missing = [] if agent.ours else [f"{agent.algorithm} is not supported yet"]
-    missing += [line for line in translate_policy(tree, notes) if agent.ours or not line.startswith("model._target_")]
-    missing += _refusals(tree)
+    missing = _refusals(tree)
+    translate_policy(tree, notes)
     names = {key: tree.pop(key) for key in keys.NAMES[agent.stage] if not isinstance(tree.get(key, {}), dict)}
     if agent.stage == "finetune":
         algorithms.translate_algorithm(tree, agent.learner.partition(".")[2], notes)
-    _leave_out(tree, agent.ours is not None, notes)
+    _leave_out(tree, notes)
     for key in keys.IDLE_TRAIN.get(name, ()):
         if tree["train"].pop(key, None) is not None:
             notes.add("idle", f"train.{key}", f"{name} never reads it")
@@ -97,14 +95,8 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
     if tree["benchmark"] == "furniture" and "env" in tree and tree["env"].get("simulator") != "isaacgym":
         notes.add("otherwise", "env.specific", "simulated by our re-implementation on MuJoCo (env.simulator=isaacgym: original)")
     _devices(tree, notes)
-    known = schema(tree)
-    if agent.ours is None:
-        known |= keys.NOT_YET | {"train": {**known["train"], **keys.NOT_YET["train"]}}
-    notes.drop_unread(tree, known | {"wandb": _base("run")["wandb"]}, "", _sources(cfg))
-    out = _on_base(tree, agent)
-    if missing:
-        _check_the_rest(out, known)
-    return Translation(out, notes, missing)
+    notes.drop_unread(tree, schema(tree) | {"wandb": _base("run")["wandb"]}, "", _sources(cfg))
+    return Translation(_on_base(tree, agent), notes, missing)
 
 
 def _unknown_agent(target: str) -> str:
@@ -158,9 +150,9 @@ def _refusals(tree: dict[str, Any]) -> list[str]:
     return found
 
 
-def _leave_out(tree: dict[str, Any], supported: bool, notes: Notes) -> None:
+def _leave_out(tree: dict[str, Any], notes: Notes) -> None:
     """What was done by these keys is done without them here."""
-    rules = {**keys.OTHERWISE, **(keys.OTHERWISE_FINETUNE if supported and tree["stage"] == "finetune" else {})}
+    rules = {**keys.OTHERWISE, **(keys.OTHERWISE_FINETUNE if tree["stage"] == "finetune" else {})}
     for pattern, why in rules.items():
         for path in _matching(tree, pattern):
             section, key = _get(tree, path)
@@ -341,30 +333,3 @@ def _base(name: str) -> dict[str, Any]:
     """A file of ``cfg/base``, not resolved; nothing where there is none."""
     path = CFG / "base" / f"{name}.yaml"
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
-
-
-def _check_the_rest(cfg: DictConfig, known: dict[str, Any]) -> None:
-    """``validate`` for a configuration of which something is missing: all of it but that.
-
-    Raises:
-        UsageError: as ``validate``.
-    """
-    plain = OmegaConf.to_container(cfg)
-    check_section({key: value for key, value in plain.items() if key != "wandb"}, known, "")
-    model = plain["model"]
-    if not available(model["_target_"]):
-        unknown = set(model) - targets.ARGUMENTS[model["_target_"]] - set(targets.PARTS) - {"_target_"}
-        if unknown:
-            raise UsageError(f"model.{min(unknown)}: {model['_target_']} has no such argument")
-        model.pop("_target_")
-    for part in targets.PARTS:
-        if isinstance(model.get(part), dict) and not available(model[part].get("_target_")):
-            del model[part]
-    for key in keys.NOT_YET:
-        if key != "train":
-            plain.pop(key, None)
-    if "train" in plain:
-        for key in keys.NOT_YET["train"]:
-            if key not in schema(plain)["train"]:
-                plain["train"].pop(key, None)
-    validate(OmegaConf.create(plain))

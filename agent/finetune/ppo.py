@@ -76,6 +76,11 @@ def value_objective(values: Tensor, returns: Tensor, old_values: Tensor, clip: f
     return 0.5 * loss.mean()
 
 
+def tuned_steps(policy: nn.Module) -> int:
+    """How many denoising steps of it are tuned, each a step of its chain or (exact likelihoods) not."""
+    return getattr(policy, "ft_denoising_steps", policy.n_chain_steps)
+
+
 class PPO(Algorithm):
     """Clipped policy optimisation and a value regression, on two optimisers; ``policy`` has the interface of ``ChainPolicy``."""
 
@@ -174,8 +179,8 @@ class PPO(Algorithm):
     def _tune_fewer_steps(self, iteration: int) -> None:
         """Every ``ft_denoising_steps_t`` iterations ``ft_denoising_steps_d`` fewer, down to one; the optimiser goes on."""
         every, fewer = (self.train.get(f"ft_denoising_steps_{key}") or 0 for key in "td")
-        if every and fewer and iteration % every == 0 and self.policy.n_chain_steps > 1:
-            self.policy.tune_last(max(1, self.policy.n_chain_steps - fewer))
+        if every and fewer and iteration % every == 0 and tuned_steps(self.policy) > 1:
+            self.policy.tune_last(max(1, tuned_steps(self.policy) - fewer))
 
     def _check_ratio(self, rollout: Rollout, obs: Obs, rows: Tensor) -> dict[str, float]:
         """The policy that acted and the policy that learns are the same: every importance ratio is 1 before the first update."""
@@ -364,7 +369,7 @@ class PPO(Algorithm):
             "critic_schedule": self.critic_schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "checked_ratio": self.checked_ratio,
-            "n_chain_steps": self.policy.n_chain_steps,
+            "n_chain_steps": tuned_steps(self.policy),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -376,5 +381,5 @@ class PPO(Algorithm):
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.checked_ratio = state["checked_ratio"]
-        if state.get("n_chain_steps", self.policy.n_chain_steps) != self.policy.n_chain_steps:
+        if state.get("n_chain_steps", tuned_steps(self.policy)) != tuned_steps(self.policy):
             self.policy.set_chain_steps(state["n_chain_steps"])

@@ -47,9 +47,9 @@ class Regulariser:
         self.dispersion = train.get("dispersive_loss_weight", 0)
         for key, method in (("bc_loss_coeff", "base_chains"), ("kl_coef", "base_divergence")):
             wanted = self.cloning if key == "bc_loss_coeff" else self.divergence
-            if wanted and not (hasattr(policy, method) and getattr(policy, "keeps_base", True)):
+            if wanted and not (getattr(policy, method, None) and getattr(policy, "keeps_base", True)):
                 raise UsageError(
-                    f"train.{key}: {type(policy).__name__} keeps no base policy to stay near to; set it to 0"
+                    f"train.{key}: {type(policy).__name__} has no base policy to be held to in that way; set it to 0"
                 )
         self.disperse, self.layers = None, []
         self._dispersive: Tensor | None = None  # of the last minibatch

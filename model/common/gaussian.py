@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import given_noise
 from model.types import Batch, Losses, Obs, Sample, ShapeError
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -87,13 +88,7 @@ class GaussianModel(nn.Module):
 
     def noise(self, mean: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """``(B, *noise_shape)``, given or drawn, for the rows and on the device of ``mean``."""
-        shape = (len(mean), *self.noise_shape)
-        if noise is None:
-            device = mean.device if generator is None else generator.device
-            return torch.randn(shape, generator=generator, device=device).to(mean.device)
-        if tuple(noise.shape) != shape:
-            raise ShapeError(f"noise: expected (B, {self.n_draws}, Ta, Da) = {shape}, found {tuple(noise.shape)}")
-        return noise
+        return given_noise(mean, self.noise_shape, noise, generator)
 
     def bounded(self, z: Tensor) -> Tensor:
         """``z`` within ``+-randn_clip_value``."""

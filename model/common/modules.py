@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from model.types import StateDictError
+from model.types import ShapeError, StateDictError
 
 F = TypeVar("F", bound=Callable)
 
@@ -34,6 +34,23 @@ def passes_on(receiver: Callable, *filled: str) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def given_noise(
+    like: Tensor, shape: tuple[int, ...], noise: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """``(B, *shape)`` standard normal numbers for the rows of ``like (B, ...)``, on its device: ``noise``, or drawn.
+
+    Raises:
+        ShapeError: ``noise`` is of another shape.
+    """
+    shape = (like.shape[0], *shape)
+    if noise is None:
+        device = like.device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=device).to(like.device)
+    if tuple(noise.shape) != shape:
+        raise ShapeError(f"noise: expected (B, {shape[1]}, Ta, Da) = {shape}, found {tuple(noise.shape)}")
+    return noise
 
 
 class SpatialEmb(nn.Module):

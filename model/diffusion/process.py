@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.common.modules import given_noise
 from model.diffusion.schedule import DDIMSchedule, DDPMSchedule, Steps
-from model.types import Obs, ShapeError
+from model.types import Obs
 
 EVAL_MIN_STD = 1e-3  # floor of the DDPM standard deviation when actions are meant to be the best ones, t > 0
 
@@ -109,18 +110,8 @@ class DiffusionProcess(nn.Module):
 
     def prepare_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """The start ``(B, Ta, Da)`` and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is
-        bounded.
-
-        Raises:
-            ShapeError: ``noise`` is not ``(B, n_steps + 1, Ta, Da)``.
-        """
-        state = obs["state"]
-        shape = (state.shape[0], *self.noise_shape)
-        if noise is None:
-            device = state.device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=device).to(state.device)
-        elif tuple(noise.shape) != shape:
-            raise ShapeError(f"noise: expected (B, n_steps + 1, Ta, Da) = {shape}, found {tuple(noise.shape)}")
+        bounded."""
+        noise = given_noise(obs["state"], self.noise_shape, noise, generator)
         return noise[:, 0], _clip(noise[:, 1:], self.randn_clip_value)
 
 

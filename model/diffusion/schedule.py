@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 Steps = int | Tensor
 
-_COSINE_OFFSET = 0.008
+COSINE_OFFSET = 0.008
+MAX_BETA = 0.999
 _MIN_VARIANCE = 1e-20
 _MIN_SIGMA = 1e-10
 
@@ -38,8 +39,8 @@ def cosine_betas(denoising_steps: int) -> Tensor:
     if denoising_steps < 1:
         raise ValueError(f"denoising_steps: expected at least 1, found {denoising_steps}")
     u = torch.arange(denoising_steps + 1, dtype=torch.float64) / denoising_steps
-    abar = torch.cos((u + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2).square()
-    return (1 - abar[1:] / abar[:-1]).clamp(0, 0.999).float()
+    abar = torch.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2).square()
+    return (1 - abar[1:] / abar[:-1]).clamp(0, MAX_BETA).float()
 
 
 def per_row(table: Tensor, step: Steps) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.types import Obs, ShapeError
+from model.common.modules import given_noise
+from model.types import Obs
 
 TIME_SCALE = 10.0  # times in [0, 1] enter the sinusoidal embedding as 0 .. 10: then more than its first frequency tells them apart
 
@@ -65,19 +66,8 @@ class FlowProcess(nn.Module):
         return x + self.velocity(network, x, position, obs) / self.sampling_steps
 
     def given_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """``(B, *noise_shape)`` standard normal numbers, given or drawn.
-
-        Raises:
-            ShapeError: those given are of another shape.
-        """
-        state = obs["state"]
-        shape = (state.shape[0], *self.noise_shape)
-        if noise is None:
-            device = state.device if generator is None else generator.device
-            return torch.randn(shape, generator=generator, device=device).to(state.device)
-        if tuple(noise.shape) != shape:
-            raise ShapeError(f"noise: expected (B, {self.n_draws}, Ta, Da) = {shape}, found {tuple(noise.shape)}")
-        return noise
+        """``(B, *noise_shape)`` standard normal numbers, given or drawn."""
+        return given_noise(obs["state"], self.noise_shape, noise, generator)
 
 
 def bounded(x: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from agent import compat
 from agent.agent import build
 from agent.compat import arithmetic, targets
 from agent.compat.command_line import read
-from agent.compat.policy import available
 from agent.config import register_resolvers, validate
 from agent.errors import UsageError
 from agent.finetune.finetune import FinetuneAgent
@@ -30,10 +29,6 @@ from tests.smoke import runs
 
 ROWS = sorted(published())
 CAN = "dppo/robomimic/finetune/can/ft_ppo_diffusion_mlp"
-NOT_YET = {  # of how many files: other issues take lines away
-    "PPO with exact likelihoods": 6,
-    "model.sde._target_: VPSDE": 6,
-}
 UNPUBLISHED = {"VisionUnet1D"}  # named by published files, and nowhere defined
 
 
@@ -61,21 +56,19 @@ def every():
         content = json.dumps(tree(row))
         if content not in known:
             known[content] = compat.translate(OmegaConf.create(tree(row)))
-            if not known[content].missing:
-                validate(known[content].cfg)  # of the others, ``translate`` has checked all that is not missing
+            validate(known[content].cfg)
         found[row] = known[content]
     return found
 
 
 def test_every_published_file_is_understood(every):
     assert len(every) == 463
-    missing = Counter(line.partition(" is not supported yet")[0] for found in every.values() for line in found.missing)
-    assert missing == NOT_YET
+    assert not any(found.missing for found in every.values())
 
 
 def parts(model: dict) -> dict[str, dict]:
     """The networks of a policy, by name."""
-    return {name: model[name] for name in targets.PARTS if name in model and name not in ("eta", "sde")}
+    return {name: model[name] for name in targets.PARTS if name in model and name != "eta"}
 
 
 def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -83,7 +76,7 @@ def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def test_every_network_is_a_published_one(every):
-    """Of all 463 files, algorithms that are not there yet included."""
+    """Of all 463 files."""
     layouts = {}
     for name, structure in STRUCTURES.items():
         layouts.setdefault(structure["class"].rpartition(".")[2], []).append(dict(layout(name)))
@@ -114,14 +107,12 @@ def test_a_file_has_the_network_that_was_published_of_it(every):
         assert shapes(network) == dict(layout(name)), name
 
 
-def test_every_policy_whose_algorithm_is_here_builds_with_the_published_keys(every):
+def test_every_policy_builds_with_the_published_keys(every):
     known = {}
     for row, found in every.items():
-        model = OmegaConf.to_container(found.cfg.model)
-        if available(model["_target_"]):
-            known.setdefault(json.dumps(model), row)
+        known.setdefault(json.dumps(OmegaConf.to_container(found.cfg.model)), row)
     assert {json.loads(content)["_target_"].rpartition(".")[2] for content in known} >= {
-        *("DiffusionModel", "GaussianModel", "GMMModel", "PPODiffusion", "PPO_Gaussian", "PPO_GMM"),
+        *("DiffusionModel", "GaussianModel", "GMMModel", "PPODiffusion", "PPOExactDiffusion", "PPO_Gaussian", "PPO_GMM"),
         *(f"{name}Diffusion" for name in ("RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM")),
         *(f"{name}_Gaussian" for name in ("SAC", "RLPD", "CalQL", "IBRL")),
     }
@@ -202,10 +193,9 @@ def test_keys_that_had_no_effect_are_named(every):
     assert sorted(idle) == sorted([*(f"model.eta.{key}" for key in ("input_dim", "mlp_dims", "action_dim")), *vit])
     dql = every["dppo/gym/finetune/hopper-v2/ft_dql_diffusion_mlp"]
     assert dql.notes.keys("idle") == ["model.critic.residual_style"] and "residual_style" not in dql.cfg.model.critic
-    assert every["dppo/gym/finetune/hopper-v2/ft_ppo_exact_diffusion_mlp"].notes.keys("idle") == [
-        "model.rtol",
-        "model.atol",
-    ]
+    exact = every["dppo/gym/finetune/hopper-v2/ft_ppo_exact_diffusion_mlp"].notes
+    assert exact.keys("idle") == [f"model.{key}" for key in ("rtol", "atol", "min_logprob_denoising_std")]
+    assert {"model.sde", "model.sde_min_beta"} <= set(exact.keys("otherwise"))
     rlpd = every["dppo/gym/finetune/walker2d-v2/ft_rlpd_mlp"].notes.keys("idle")
     assert {"train.n_critic_warmup_itr", "train.replay_ratio", "train.entropy_temperature"} <= set(rlpd)
     unread = {key for found in every.values() for _, key, why in found.notes.entries if why.startswith("never read")}
@@ -408,9 +398,10 @@ def test_a_damaged_file_is_refused_or_read(tmp_path):
     assert ends["valid"] > 3 and ends["refused"] > 30
 
 
-def test_what_is_not_there_yet_is_refused_by_name():
-    with pytest.raises(UsageError, match=r"understood, but PPO with exact likelihoods is not supported yet"):
-        compat.adapt(OmegaConf.create(tree("dppo/gym/finetune/hopper-v2/ft_ppo_exact_diffusion_mlp")))
+def test_what_an_algorithm_cannot_do_is_refused_by_name():
+    exact = tree("dppo/gym/finetune/hopper-v2/ft_ppo_exact_diffusion_mlp")
+    with pytest.raises(UsageError, match=r"model.sde_probability_flow=False: a likelihood .* set it to True"):
+        compat.adapt(OmegaConf.merge(exact, {"model": {"sde_probability_flow": False}}))
     wrong = OmegaConf.merge(tree("dppo/gym/finetune/hopper-v2/sac_mlp"), {"train": {"target_entropy": "low"}})
     with pytest.raises(UsageError, match="train.target_entropy: expected int or float or null, found 'low'"):
         validate(compat.adapt(wrong))

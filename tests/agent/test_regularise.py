@@ -150,7 +150,7 @@ def test_gradients_are_compared_once_per_update():
 
 def test_what_cannot_be_is_refused():
     mixture = PPO_GMM(GMM_MLP(2, 2, 4, [31], num_modes=3), CriticObs(4, [29]), horizon_steps=2)
-    with pytest.raises(UsageError, match=r"train\.kl_coef: PPO_GMM keeps no base policy"):
+    with pytest.raises(UsageError, match=r"train\.kl_coef: PPO_GMM has no base policy"):
         Regulariser(mixture, {"kl_coef": 0.1}, torch.Generator())
     with pytest.raises(UsageError, match=r"train\.dispersive_loss_weight: dispersive_loss_layer"):
         Regulariser(
