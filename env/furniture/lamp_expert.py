@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script
+from env.furniture.scripted import BEYOND, DOWN, OPEN, PUSH, Assembler, Grasp, Script
 from env.furniture.spatial import Pose, about_z, add, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
@@ -14,16 +15,18 @@ _FOOT = 0.04235  # m, half the side of the base's foot
 _FLANGE = 0.039  # m above the base's origin: where it is grasped
 _GLOBE = 0.038  # m from the bulb's origin: its globe's centre
 _REACH = 0.0275  # m from the bulb's origin: where it is grasped, near enough to its origin to be let go of
-_NECK = 0.038  # m above the hood's origin: where it is grasped, from outside
+_SHORT = 0.014  # m beside the left obstacle's side, past whose end the base has to go
+_NECK = 0.041  # m above the hood's origin: where it is grasped, from outside
 
 
 class _Lamp(Assembler):
     furniture = FURNITURE["lamp"]
+    tall: ClassVar[dict[int, float]] = {_BASE: _FOOT, _HOOD: 0.045}
 
     def script(self) -> Script:
-        yield from self.push_base()
+        yield from self.push(_BASE, _FOOT, self.push_base)
         yield from self.attach(
-            0, lambda: 0, self.pick_bulb, Grasp(_GLOBE, first=math.radians(self.rng.uniform(70, 90)))
+            0, lambda: 0, self.pick_bulb, Grasp(_GLOBE, first=math.radians(self.rng.uniform(160, 180)))
         )
         yield from self.rise(0.2)
         while True:
@@ -34,21 +37,16 @@ class _Lamp(Assembler):
 
     def push_base(self) -> Script:
         """Grasp the flange and push the base to the left, then forward into the corner."""
-        (x, y, z), turn = self.part(_BASE)
+        _, turn = self.part(_BASE)
         yaw = math.pi / 2 + wrap(math.atan2(turn[1][0], turn[0][0]), math.pi / 2)
-        rotation, height = times(about_z(yaw), DOWN), z + _FLANGE + self.rng.uniform(-0.003, 0.002)
-        yield from self.approach(lambda: ((x, y, height + 0.07), rotation))
-        yield from self.move(((x, y, height), rotation), tol=0.006, turn=0.15, fine=True)
-        yield from self.set_grip(CLOSE)
+        up = _FLANGE + self.rng.uniform(-0.003, 0.002)
+        yield from self.grasp_standing(_BASE, times(about_z(yaw), DOWN), up, near=0.03, tol=0.006)
         cx, cy, _ = self.corner()
         straight = times(about_z(math.pi / 2), DOWN)
-        yield from self.move(((self.pos[0], cy - _FOOT - 0.004, self.pos[2]), straight), tol=0.02, turn=0.3, steps=30)
-        yield from self.move(
-            ((cx - _FOOT + 0.012, cy - _FOOT + 0.012, self.pos[2]), straight), tol=0.012, turn=0.3, steps=35
-        )
-        yield from self.set_grip(OPEN)
-        yield from self.rise(0.16)
-        yield from self.pause()
+        x, y = cx - _FOOT, cy - _FOOT
+        for goal in ((self.pos[0], y - _SHORT), (x, y - _SHORT), (x + BEYOND, y + BEYOND)):
+            at = (*goal, self.pos[2])
+            yield from self.move((at, straight), tol=0.012, turn=0.3, steps=30, step=PUSH)
 
     def pick_bulb(self) -> Script:
         """Grasp the bulb by its globe."""
@@ -57,7 +55,7 @@ class _Lamp(Assembler):
     def cover(self) -> Script:
         """Pick up the hood and put it over the bulb."""
         rotation = times(about_z(self._hood_yaw()), DOWN)
-        if not (yield from self.pick_standing(_HOOD, rotation, _NECK, near=0.05, tol=0.005, rise=0.30, along=_NECK)):
+        if not (yield from self.pick_standing(_HOOD, rotation, _NECK, near=0.05, tol=0.004, rise=0.30, along=_NECK)):
             yield from self.set_grip(OPEN)
             return
 

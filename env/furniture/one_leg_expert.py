@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script
+from env.furniture.scripted import BEYOND, CLOSE, DOWN, PUSH, Assembler, Grasp, Script
 from env.furniture.spatial import about_z, add, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
@@ -17,7 +17,7 @@ class _OneLeg(Assembler):
     furniture = FURNITURE["one_leg"]
 
     def script(self) -> Script:
-        yield from self.push_top()
+        yield from self.push(_TOP, _HALF, self.push_top)
         yield from self.attach(0, self.place, self.pick, Grasp(0.008, faces=math.pi / 2))
         yield from self.rise(0.2)
 
@@ -42,11 +42,8 @@ class _OneLeg(Assembler):
         yield from self.move(((x, y, 0.017), rotation), tol=0.006)
         yield from self.set_grip(CLOSE)
         cx, cy, _ = self.corner()
-        goal = (cx - _HALF - _RIM + 0.018, cy - _HALF - slide + 0.018, self.pos[2])
-        yield from self.move((goal, times(about_z(math.pi / 2), DOWN)), turn=0.3, steps=45)
-        yield from self.set_grip(OPEN)
-        yield from self.rise(0.12)
-        yield from self.pause()
+        goal = (cx - _HALF - _RIM + BEYOND, cy - _HALF - slide + BEYOND, self.pos[2])
+        yield from self.move((goal, times(about_z(math.pi / 2), DOWN)), turn=0.3, steps=45, step=PUSH)
 
 
 class OneLegExpert(ScriptedExpert):

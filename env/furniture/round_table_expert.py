@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import CLOSE, DOWN, OPEN, Assembler, Grasp, Script
+from env.furniture.scripted import BEYOND, CLOSE, DOWN, PUSH, Assembler, Grasp, Script
 from env.furniture.spatial import about_z, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
 _TOP, _LEG, _BASE = 0, 1, 2
 _RADIUS, _RIM = 0.1, 0.0955  # m: of the top, of the middle of its rim
 _HEAD = 0.0296  # m from the leg's origin: middle of its head
-_CROSS = 0.005  # m above the base's origin: middle of its cross
+_CROSS = 0.0115  # m above the base's origin: so high on its cross that the fingers' ends do not come down on the leg
+_OUTER = 0.137  # m from the top's centre: the outer finger of a hand that is open over the rim
 _SEGMENT = math.tau / 16  # rad: the rim is a polygon
 
 
 class _RoundTable(Assembler):
     furniture = FURNITURE["round_table"]
+    tall: ClassVar[dict[int, float]] = {_BASE: 0.066}
 
     def script(self) -> Script:
-        yield from self.push_top()
-        yield from self.attach(0, lambda: 0, self.pick_leg, Grasp(_HEAD, first=math.radians(self.rng.uniform(70, 90))))
+        yield from self.push(_TOP, _RADIUS, self.push_top)
+        yield from self.attach(
+            0, lambda: 0, self.pick_leg, Grasp(_HEAD, first=math.radians(self.rng.uniform(160, 180)))
+        )
         yield from self.rise(0.2)
         yield from self.attach(1, lambda: 0, self.pick_base, Grasp(_CROSS, math.pi / 2, math.pi / 4, clear=0.035))
         yield from self.rise(0.25)
@@ -29,20 +34,27 @@ class _RoundTable(Assembler):
     def push_top(self) -> Script:
         """Grasp the rim on the robot's side and push the top into the corner."""
         (x, y, _), turn = self.part(_TOP)
-        yaw = wrap(math.atan2(turn[1][0], turn[0][0]), _SEGMENT) + _SEGMENT * self.rng.choice(
-            (-1, 0, 0, 1)
-        )  # of the grasped segment, seen from -x
+        first = wrap(math.atan2(turn[1][0], turn[0][0]), _SEGMENT)
+        yaw = max((first + _SEGMENT * k for k in range(-2, 3)), key=lambda yaw: self._beside(x, y, yaw))
         rotation = times(about_z(yaw + math.pi / 2), DOWN)
         at = (x - _RIM * math.cos(yaw), y - _RIM * math.sin(yaw), 0.0155)
         yield from self.approach(lambda: ((at[0], at[1], 0.09), rotation))
-        yield from self.move((at, rotation), tol=0.006, turn=0.15)
+        yield from self.move((at, rotation), tol=0.006, turn=0.15, step=PUSH)
         yield from self.set_grip(CLOSE)
         cx, cy, _ = self.corner()
-        goal = (cx - _RADIUS - _RIM * math.cos(yaw) + 0.015, cy - _RADIUS - _RIM * math.sin(yaw) + 0.015, self.pos[2])
-        yield from self.move((goal, rotation), turn=0.3, steps=45)
-        yield from self.set_grip(OPEN)
-        yield from self.rise(0.14)
-        yield from self.pause()
+        out = _RADIUS - BEYOND
+        goal = (cx - out - _RIM * math.cos(yaw), cy - out - _RIM * math.sin(yaw), self.pos[2])
+        yield from self.move((goal, rotation), turn=0.3, steps=45, step=PUSH)
+
+    def _beside(self, x: float, y: float, yaw: float) -> float:
+        """m between the outer finger, where the hand takes the rim of a top at x, y on the side ``yaw``, and the other parts; what is plenty
+        varies by chance.
+        """
+        x, y = x - _OUTER * math.cos(yaw), y - _OUTER * math.sin(yaw)
+        (bx, by, _), _ = self.part(_BASE)
+        (lx, ly, _), turn = self.part(_LEG)
+        leg = min(math.hypot(x - lx - s * turn[0][1], y - ly - s * turn[1][1]) for s in (-0.039, 0.0, 0.03, 0.052))
+        return min(math.hypot(x - bx, y - by) - 0.066, leg - 0.021, 0.05 + 0.01 * self.rng.random())
 
     def pick_leg(self) -> Script:
         """Grasp the leg by its head."""
