@@ -61,7 +61,9 @@ def run_cell(cell: Cell, out: Path, data_root: str, threads: int) -> None:
             "resume": True,
         }
         if stage != "pretrain":
-            given |= {"base_policy_path": trained, "env.n_threads": threads}
+            given["env.n_threads"] = threads
+        if trained is not None:
+            given["base_policy_path"] = trained
         cfg = composed(leaf, given)
         result = logdir / RESULT
         if result.is_file():

@@ -2,7 +2,8 @@
 
 A grid is a section of axes; its cells are all combinations of their values, each with every seed. An axis is named by the setting of
 pre-training that it varies, and lists values; or it is a section of labels, each with the settings it stands for. A cell that occurs in
-several grids is one cell. ``task``, ``pretrain``, ``evaluate`` and ``finetune`` may be varied, too.
+several grids is one cell. ``task``, ``pretrain``, ``evaluate`` and ``finetune`` may be varied, too, and a label may say more for the latter
+two (``evaluate_settings``, ``finetune_settings``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from agent.errors import UsageError
 
 STAGES = ("pretrain", "evaluate", "finetune")
 _NAMES = ("task", *STAGES)  # of what a cell runs, not settings of it
+_LATER = tuple(f"{stage}_settings" for stage in STAGES[1:])
 SCHEMA = {
     "name": str,
     "out": str,
@@ -30,7 +32,7 @@ SCHEMA = {
     "parts": int,
     "seeds": list,
     "task": str,
-    "pretrain": str,
+    "pretrain": optional(str),
     "evaluate": optional(str),
     "finetune": optional(str),
     "settings": dict,
@@ -50,6 +52,11 @@ class Cell:
     seed: int
     stages: tuple[tuple[str, str, dict[str, Any]], ...]  # name, leaf under cfg/, settings
     labels: dict[str, dict[str, str]]  # by grid: axis to value, as shown
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of its first stage, and which leaves its stages run, by stage."""
+        return {stage: leaf for stage, leaf, _ in self.stages} | self.stages[0][2]
 
     @property
     def setting(self) -> str:
@@ -105,8 +112,8 @@ def _combinations(name: str, axes: Mapping[str, Any]) -> Iterator[tuple[dict[str
 def _stages(config: Mapping[str, Any], given: Mapping[str, Any]) -> tuple:
     """What a cell with the settings ``given`` runs."""
     names = {key: given.get(key, config.get(key)) for key in _NAMES}
-    settings = {**config["settings"], **{key: value for key, value in given.items() if key not in _NAMES}}
-    more = {"pretrain": settings, **{stage: config[f"{stage}_settings"] for stage in STAGES[1:]}}
+    settings = {**config["settings"], **{key: value for key, value in given.items() if key not in (*_NAMES, *_LATER)}}
+    more = {"pretrain": settings, **{key.removesuffix("_settings"): {**config[key], **given.get(key, {})} for key in _LATER}}
     stages = []
     for stage in STAGES:
         if names[stage] is not None:

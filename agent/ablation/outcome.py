@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from agent.ablation.grid import Cell
-from agent.eval.statistics import Estimate, student_mean, wilson_interval
+from agent.eval.statistics import Estimate, bootstrap_interval, student_mean, wilson_interval
 from agent.files import atomic_write
 from agent.logger import METRICS, RESULT
 from agent.plots import read_metrics
 
+_ENDS = ("", "_low", "_high")  # of an interval's columns
 FEATURES = ("effective_rank", "neighbour_distance")  # of each layer, at the end of pre-training
 
 
@@ -32,6 +33,10 @@ class Outcome:
     features: dict[str, float]  # <layer>/<name>
     steps_to: float  # environment steps until success reached the threshold; NaN: never, or nothing was fine-tuned
     seconds: float  # of wall clock, all stages
+    start: list[float] | None = None  # the scores before fine-tuning, of the same episodes
+    env_steps: float = math.nan  # of fine-tuning
+    per_iteration: float = math.nan  # seconds of fine-tuning, evaluations apart: the median
+    env_steps_per_s: float = math.nan  # of such an iteration
 
 
 def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | None:
@@ -44,14 +49,19 @@ def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | N
         results[stage] = json.loads(file.read_text())
     measured = results["finetune"]["after"] if "finetune" in results else results["evaluate"]
     solvable = measured.get("solvable", True)
+    key = "successes" if solvable else "returns"
     seconds = sum(result.get("wall_seconds", result.get("seconds", 0.0)) for result in results.values())
+    tuned = results.get("finetune", {})
     return Outcome(
         cell,
-        [float(x) for x in measured["successes" if solvable else "returns"]],
+        [float(x) for x in measured[key]],
         solvable,
         _features(folder / "pretrain" / METRICS),
         _steps_to(folder / "finetune" / METRICS, threshold),
         seconds,
+        [float(x) for x in tuned["before"][key]] if tuned.get("before") else None,
+        float(tuned.get("env_steps", math.nan)),
+        *_pace(folder / "finetune" / METRICS),
     )
 
 
@@ -71,21 +81,17 @@ def rows_of(outcomes: Sequence[Outcome], reference: Mapping[str, Any]) -> list[d
         for grid in outcome.cell.labels:
             groups.setdefault((grid, outcome.cell.task, outcome.cell.setting), []).append(outcome)
     references = [
-        o for o in outcomes if reference and all(_settings(o).get(key) == value for key, value in reference.items())
+        o for o in outcomes if reference and all(o.cell.settings.get(key) == value for key, value in reference.items())
     ]
     order = list(dict.fromkeys(grid for grid, _, _ in groups))
     ordered = sorted(groups.items(), key=lambda item: order.index(item[0][0]))
     return [_row(grid, task, found, references) for (grid, task, _), found in ordered]
 
 
-def _settings(outcome: Outcome) -> dict[str, Any]:
-    """Of its pre-training."""
-    return outcome.cell.stages[0][2]
-
-
 def _nearest(outcome: Outcome, references: Sequence[Outcome]) -> Outcome | None:
     same = [r for r in references if (r.cell.task, r.cell.seed) == (outcome.cell.task, outcome.cell.seed)]
-    return max(same, key=lambda r: sum(_settings(r).get(k) == v for k, v in _settings(outcome).items()), default=None)
+    mine = outcome.cell.settings.items()
+    return max(same, key=lambda r: sum(r.cell.settings.get(k) == v for k, v in mine), default=None)
 
 
 def _row(grid: str, task: str, found: Sequence[Outcome], references: Sequence[Outcome]) -> dict[str, Any]:
@@ -111,7 +117,25 @@ def _row(grid: str, task: str, found: Sequence[Outcome], references: Sequence[Ou
     for name in sorted({name for outcome in found for name in outcome.features}):
         row[name] = float(np.mean([outcome.features[name] for outcome in found if name in outcome.features]))
     row["steps_to_threshold"] = float(np.mean([outcome.steps_to for outcome in found]))
+    row |= _tuning(found, [r for r, _ in pairs])
     return row | {"seconds": sum(outcome.seconds for outcome in found), "by_seed": means}
+
+
+def _tuning(found: Sequence[Outcome], references: Sequence[Outcome | None]) -> dict[str, float]:
+    """What fine-tuning gained on the episodes it began with (paired, bootstrap interval: of these runs, not of others like them) and
+    cost; the latter also in iterations of the reference."""
+    gains = [np.subtract(o.scores, o.start) for o in found if o.start is not None and len(o.start) == len(o.scores)]
+    if not gains:
+        return {}
+    together = np.concatenate(gains)
+    shares = [o.per_iteration / r.per_iteration for o, r in zip(found, references, strict=True) if r is not None]
+    return {
+        **dict(zip(("gain", "gain_low", "gain_high"), (float(together.mean()), *bootstrap_interval(together)), strict=True)),
+        "env_steps": float(np.mean([o.env_steps for o in found])),
+        "env_steps_per_s": float(np.mean([o.env_steps_per_s for o in found])),
+        "seconds_per_iteration": float(np.mean([o.per_iteration for o in found])),
+        "relative_iteration": float(np.mean(shares)) if shares else math.nan,
+    }
 
 
 def _mean(found: Sequence[Outcome], means: Sequence[float]) -> Estimate:
@@ -136,6 +160,19 @@ def _features(metrics: Path) -> dict[str, float]:
     return found
 
 
+def _pace(metrics: Path) -> tuple[float, float]:
+    """Seconds of the median iteration, collecting and learning, and environment steps in each of those seconds; NaN if none was logged."""
+    seconds, counts = [], [0]
+    for row in read_metrics(metrics) if metrics.is_file() else ():
+        if row.get("time/update") is not None:
+            seconds.append(row.get("time/collect", 0.0) + row["time/update"])
+            counts.append(row["env_steps"])
+    if not seconds:
+        return math.nan, math.nan
+    middle = float(np.median(seconds))
+    return middle, float(np.median(np.diff(counts))) / middle
+
+
 def _steps_to(metrics: Path, threshold: float | None) -> float:
     rows = read_metrics(metrics) if threshold is not None and metrics.is_file() else ()
     reached = (row["env_steps"] for row in rows if (row.get("eval/success_rate") or 0.0) >= threshold)
@@ -157,30 +194,29 @@ def write_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for people: what was varied, what came out, with intervals."""
+    """The table for people: what was varied, what came out, with intervals; what fine-tuning cost, where it was fine-tuned."""
     ranks = [f"{layer}/effective_rank" for layer in ("early", "mid", "late")]
-    head = (
-        "grid",
-        "task",
-        "setting",
-        "seeds x episodes",
-        "mean [95 %]",
-        "difference [95 %]",
-        "effective rank: early, mid, late",
-    )
+    ranked, tuned = any(key in row for row in rows for key in ranks), any("gain" in row for row in rows)
+    head = ["grid", "task", "setting", "seeds x episodes", "mean [95 %]", "difference [95 %]"]
+    head += ["effective rank: early, mid, late"] * (ranked or not tuned)
+    head += ["gain over its start [95 %]", "environment steps", "a second", "seconds per iteration", "relative"] * tuned
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         digits = 3 if row["measured"] == "success" else 0
-        mean, difference = (
-            _interval([row[key] for key in keys], digits)
-            for keys in (("mean", "low", "high"), ("difference", "difference_low", "difference_high"))
+        mean, difference, gain = (
+            _interval([row.get(f"{name}{end}", math.nan) for end in ends], digits)
+            for name, ends in (("", ("mean", "low", "high")), ("difference", _ENDS), ("gain", _ENDS))
         )
-        rank = ", ".join(f"{row[key]:.1f}" if key in row else "-" for key in ranks)
-        each = row["episodes"] // row["seeds"]
-        lines.append(
-            f"| {row['grid']} | {row['task']} | {row['setting']} | {row['seeds']} x {each} | {mean} | {difference} | {rank} |"
-        )
+        cells = [row["grid"], row["task"], row["setting"], f"{row['seeds']} x {row['episodes'] // row['seeds']}", mean, difference]
+        cells += [", ".join(f"{row[key]:.1f}" if key in row else "-" for key in ranks)] * (ranked or not tuned)
+        cost = ("env_steps", ",.0f"), ("env_steps_per_s", ",.0f"), ("seconds_per_iteration", ".3g"), ("relative_iteration", ".2f")
+        cells += [gain, *(_number(row.get(key, math.nan), style) for key, style in cost)] * tuned
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float, style: str) -> str:
+    return "-" if math.isnan(value) else format(value, style)
 
 
 def _interval(numbers: Sequence[float], digits: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.config import NUMBER, optimizer_settings, optional
-from agent.errors import CheckpointError, UsageError
+from agent.errors import CheckpointError
 from agent.finetune.algorithm import Algorithm
 from agent.finetune.minibatch import Means
 from agent.finetune.replay import ReplayBuffer, Transitions
@@ -125,10 +125,6 @@ class OffPolicy(Learner):
             self.replay.arrays["improved"][at] = self.replay.arrays["actions"][at]
 
     def _allocate(self, obs: dict[str, Tensor], chunk_shape: tuple[int, ...]) -> ReplayBuffer:
-        if "rgb" in obs:
-            raise UsageError(
-                f"{type(self).__name__} learns from states; the observations of this task have images, too"
-            )
         shapes = {"improved": chunk_shape, "returns": ()}
         extra = {name: shapes[name] for name in self.EXTRA}
         replay = ReplayBuffer(self.train["buffer_size"], self.n_envs, obs, chunk_shape, extra, self.generator.device)

@@ -44,6 +44,7 @@ from model.types import Obs
 TIME_LIMITS = ("bootstrap", "terminal")
 VALUE_ROWS = 10000  # state observations that are scored at once without gradients
 IMAGE_ROWS = 256  # image observations, unless train.logprob_batch_size says otherwise
+MAX_LOG_RATIO = 20.0  # what is clipped has no gradient; but of an infinite ratio none is not a number
 RATIO_TOLERANCE = 1e-3  # of |log ratio| before the first update: float32 rounding between batch sizes, nothing more
 GPU_IMAGE_TOLERANCE = 1e-2  # cuDNN may choose TF32 for one batch size and float32 for another
 
@@ -59,7 +60,7 @@ def clipped_objective(log_ratio: Tensor, advantages: Tensor, clip: Tensor) -> tu
     Returns:
         loss, approximate KL divergence ``E[(r - 1) - log r]`` (Schulman 2020) and clipped fraction, all 0-d; the last two detached.
     """
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     loss = -torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
     with torch.no_grad():
         approx_kl = (ratio - 1 - log_ratio).mean()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from agent.errors import UsageError
 from agent.finetune.rollout import Rollout
 from agent.memory import preflight, saved_bytes, training_bytes
 from env.protocol import VectorEnv
@@ -22,10 +23,16 @@ def check_memory(
     """Log the sizes of the rollout, the network and (with images) one minibatch.
 
     Raises:
-        UsageError: they do not fit into the free memory of this machine or of the GPU; names keys that make them smaller.
+        UsageError: they do not fit into the free memory of this machine or of the GPU; names keys that make them smaller. Or there are images
+            for an algorithm whose policy has no chain: as published, all but PPO learn from states.
     """
     device = next(policy.parameters()).device
     shapes, n_envs = venv.obs_shapes, venv.n_envs
+    if "rgb" in shapes and chain_shape[0] == 1:
+        raise UsageError(
+            f"train.algorithm: {train['algorithm'].rpartition('.')[2]} learns from states, and this task's observations have images; take a "
+            "configuration of the task without _img, or one of PPO's (ft_ppo_*_img)"
+        )
     rollout = Rollout.bytes_for(n_steps, n_envs, shapes, chain_shape)
     episodes = math.ceil(n_steps * venv.act_steps / venv.max_episode_steps) + 1  # ends that may have to be kept
     if "rgb" in shapes:

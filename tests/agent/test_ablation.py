@@ -101,7 +101,7 @@ def test_every_named_ablation_composes_to_the_end(name: str):
                     stage[1], {**stage[2], "seed": cell.seed, "wandb": None, "resume": True, "logdir": "x"}
                 )
                 ablation_cells.run.validate(cfg)
-    settings = [cell.stages[0][2] for cell in cells]
+    settings = [cell.settings for cell in cells]
     assert not plain["reference"] or any(all(s.get(k) == v for k, v in plain["reference"].items()) for s in settings)
 
 
@@ -113,6 +113,49 @@ def test_the_papers_first_experiments_are_there():
     starts = cells_of(named("efficiency", "seeds=[0]"))
     assert [stage[0] for cell in starts for stage in cell.stages] == ["pretrain", "finetune"] * 3
     assert {cell.task for cell in starts} == {"transport"}
+
+
+def test_every_algorithm_is_compared_on_its_own_start():
+    cells = [cell for name in ("algorithms", "algorithms_steps") for cell in cells_of(named(name, "seeds=[3]"))]
+    found = {axes["algorithm"]: cell for cell in cells for axes in cell.labels.values()}
+    denoise = {"PPO", "PPO-exact", "RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM"}
+    assert found.keys() == denoise | {"ReinFlow", "MeanFlow", "SAC", "RLPD", "IBRL", "Cal-QL"}
+    assert len({found[label].folder for label in denoise}) == len(denoise)
+    assert all(found[label].stages[0] == found["PPO"].stages[0] for label in denoise)  # one base
+    assert {found[label].stages[1][2]["train.n_train_itr"] for label in denoise | {"ReinFlow", "MeanFlow"}} == {50}
+    assert [stage[0] for stage in found["SAC"].stages] == ["finetune"]
+    assert found["RLPD"].settings["train.n_train_itr"] == 250 and "model.n_critics" not in found["SAC"].settings
+    assert found["IBRL"].stages[0][2] == {"train.n_epochs": 20, "train.save_model_freq": 20}
+
+
+def test_what_fine_tuning_gained_and_cost_by_hand(tmp_path: Path):
+    """Two algorithms, two seeds; an iteration is what was collected and learned, without evaluations; relative to the reference of that seed."""
+    grid = {"algorithm": {"a": {"finetune": "{task}/a"}, "b": {"pretrain": None, "finetune": "{task}/b"}}}
+    cells = cells_of(config(evaluate=None, grids={"g": grid}, settings={}, reference={"finetune": "can/a"}))
+    seconds = {("a", 5): [9, 2, 1], ("a", 7): [4, 4, 4], ("b", 5): [3, 3, 3], ("b", 7): [2, 2, 2]}
+    for cell in cells:
+        label, folder = cell.labels["g"]["algorithm"], tmp_path / cell.folder
+        for stage, _, _ in cell.stages:
+            (folder / stage).mkdir(parents=True)
+            (folder / stage / "result.json").write_text(json.dumps({"wall_seconds": 1}))
+        rows = [{"itr": 0, "env_steps": 0, "eval/episode_return": 1}]
+        for k, total in enumerate(seconds[label, cell.seed]):
+            times = {"time/collect": 0.25 * total, "time/update": 0.75 * total, "time/iteration": total + 100}
+            rows.append({"itr": k + 1, "env_steps": 120 * (k + 1), **times})
+        (folder / "finetune" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        gained = {"a": 10, "b": -3}[label]
+        before = {"successes": [0, 0], "returns": [float(cell.seed), 20.0]}
+        after = {"successes": [0, 0], "returns": [x + gained for x in before["returns"]], "solvable": False}
+        result = {"before": before, "after": after, "env_steps": 360, "wall_seconds": 1}
+        (folder / "finetune" / "result.json").write_text(json.dumps(result))
+    outcomes = [outcome_of(cell, tmp_path / cell.folder, None) for cell in cells]
+    a, b = rows_of(outcomes, {"finetune": "can/a"})
+    assert (a["setting"], a["gain"], a["gain_low"], a["env_steps"]) == ("algorithm=a", 10, 10, 360)
+    assert (a["seconds_per_iteration"], a["env_steps_per_s"], a["relative_iteration"]) == (3, (60 + 30) / 2, 1)
+    assert (b["gain"], b["seconds_per_iteration"], b["env_steps_per_s"]) == (-3, 2.5, (40 + 60) / 2)
+    assert b["relative_iteration"] == (3 / 2 + 2 / 4) / 2 and b["difference"] == pytest.approx(-13)
+    line = write_table([a, b], tmp_path)[1].read_text().splitlines()[3]
+    assert line == "| g | can | algorithm=b | 2 x 2 | 10 [4, 16] | -13 [-13, -13] | -3 [-3, -3] | 360 | 50 | 2.5 | 1.00 |"
 
 
 def finished(folder: Path, cell: Cell, scores: list[float], solvable: bool = True, rank: float = 3.0) -> None:

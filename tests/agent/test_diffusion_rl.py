@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from agent.finetune.awr import AWR
 from agent.finetune.dipo import DIPO
 from agent.finetune.dql import DQL
 from agent.finetune.idql import IDQL, expectile_loss
+from agent.finetune.preflight import check_memory
 from agent.finetune.qsm import QSM
 from agent.finetune.rollout import Rollout
 from agent.finetune.rwr import RWR, exponential_weights, returns_to_go
@@ -322,7 +325,7 @@ def _mean_error(policy) -> float:
     return float((policy.sample(obs, deterministic=True, noise=noise).trajectories - 0.6).square().mean())
 
 
-def test_warm_up_and_images():
+def test_warm_up():
     algorithm = algorithm_of("dql", n_critic_warmup_itr=1)
     before = {key: value.clone() for key, value in algorithm.policy.state_dict().items()}
     rollout = rollout_of(STATES, REWARDS, TERMINATED, TRUNCATED)
@@ -334,9 +337,18 @@ def test_warm_up_and_images():
         if not torch.equal(value, before[key])
     }
     assert moved == {"critic", "critic_target"}
-    rollout.obs["rgb"] = torch.zeros(2, 3, 1, 3, 2, 2, dtype=torch.uint8)
-    with pytest.raises(UsageError, match="DQL learns from states"):
-        algorithm_of("dql").observe(rollout, 0, {"state": np.zeros((3, 1, 1)), "rgb": np.zeros((3, 1, 3, 2, 2))})
+
+
+def test_images_are_refused_before_anything_is_run():
+    """The published off-policy configurations have none. (Reckoning with them divided by the length of a chain that is not there.)"""
+    world = SimpleNamespace(obs_shapes={"state": (1, 1), "rgb": (1, 3, 2, 2)}, n_envs=3, act_steps=1, max_episode_steps=7)
+    algorithm = algorithm_of("dql")
+    train = {**algorithm.train, "algorithm": "agent.finetune.dql.DQL"}
+    shape = (algorithm.policy.n_chain_steps + 1, 1, 1)
+    with pytest.raises(UsageError, match=r"train.algorithm: DQL learns from states, .*ft_ppo_\*_img"):
+        check_memory(algorithm.policy, world, 5, train, shape)
+    world.obs_shapes.pop("rgb")
+    check_memory(algorithm.policy, world, 5, train, shape)
 
 
 @pytest.mark.parametrize("kind", KINDS)

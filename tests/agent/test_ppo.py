@@ -67,6 +67,13 @@ def test_clipped_objective_by_hand():
     assert float(clipped) == 1.0
 
 
+def test_a_ratio_that_overflows_leaves_the_others_their_gradients():
+    log_ratio = torch.tensor([200.0, 0.0], requires_grad=True)
+    loss, _, _ = clipped_objective(log_ratio, torch.tensor([1.0, 2.0]), torch.tensor(0.2))
+    loss.backward()
+    assert log_ratio.grad.tolist() == [0.0, -1.0]  # clipped; -A / B
+
+
 def test_value_objective_by_hand():
     values, returns, old = torch.tensor([3.0, 1.0]), torch.tensor([5.0, 5.0]), torch.tensor([0.0, 0.0])
     assert float(value_objective(values, returns, old, None)) == 0.5 * (4 + 16) / 2
