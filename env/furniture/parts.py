@@ -6,6 +6,7 @@ What may touch what is a matter of bits (``GENERAL`` geoms have both of the firs
 * ``FIT``: pegs, nuts and the walls of bores; ``SHELL``: solid outsides, which pegs pass through because the bore in them is made of
   ``FIT`` walls;
 * ``REST``: what may lie on the table (few geoms do, so that a part at rest has a few contacts and not dozens);
+* ``HAND``: what the hand touches, which is all but cylinders, collars and the walls of a bore in something narrower than these;
 * ``LID``: the feet of the lamp's hood and the ledge they rest on; ``WALL``: what a round table's rim is to the obstacles.
 
 All that meets anything but the table is a box, a sphere or a capsule: contacts of cylinders cost five times as much. A peg is a capsule (it
@@ -20,13 +21,13 @@ from dataclasses import dataclass
 
 from env.d3il.panda import text
 
-FIT, SHELL, REST, LID, WALL = 1, 2, 4, 8, 16
+FIT, SHELL, REST, LID, WALL, HAND = 1, 2, 4, 8, 16, 32
 GENERAL = FIT | SHELL
 PEG = 0.0095  # m, radius of what stands for a peg of 10 with thread crests at 12.2
 BORE = 0.0125  # m, radius
 RIM = 0.022  # m: how far a bore's walls reach, beyond the corners of the square that the bore is
 NUT_RADIUS, NUT_BALL, NUT_GAP = 0.0195, 0.0015, 0.0003  # m: the collar that stands for the thread's first turn
-_FIRM = 'solref=".01 1" solimp=".999 .9999 .001 .5 2"'  # else what weighs 23 g is pressed through walls
+FIRM = 'solref=".01 1" solimp=".999 .9999 .001 .5 2"'  # else what weighs 23 g is pressed through walls
 _QUARTER = (math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0)  # from z to -y, for cylinders along y
 
 
@@ -55,7 +56,8 @@ def joined(values: Iterable[str]) -> str:
 
 
 def _geom(kind: str, size: Sequence[float], at: Sequence[float], bits: int, more: str = "") -> str:
-    return f'<geom type="{kind}" size="{text(size)}" pos="{text(at)}" contype="{bits}" conaffinity="{bits & ~REST}" class="part" {more}/>'
+    affinity = bits & ~REST | (HAND if bits & (SHELL | HAND) else 0)
+    return f'<geom type="{kind}" size="{text(size)}" pos="{text(at)}" contype="{bits & ~HAND}" conaffinity="{affinity}" class="part" {more}/>'
 
 
 def box(half: Sequence[float], at: Sequence[float], bits: int = GENERAL, more: str = "") -> str:
@@ -79,10 +81,12 @@ def peg(tip: float, root: float, along: str = "y") -> str:
     """A peg about the y or z axis from ``root`` to its rounded ``tip``."""
     inward = math.copysign(PEG, root - tip)
     ends = [(0, end, 0) if along == "y" else (0, 0, end) for end in (tip + inward, root)]
-    return f'<geom type="capsule" size="{PEG}" fromto="{text((*ends[0], *ends[1]))}" contype="{FIT}" conaffinity="{FIT}" class="part"/>'
+    return f'<geom type="capsule" size="{PEG}" fromto="{text((*ends[0], *ends[1]))}" contype="{FIT}" conaffinity="{FIT | HAND}" class="part"/>'
 
 
-def bore(low: float, high: float, centre: tuple[float, float] = (0.0, 0.0), along: str = "y") -> str:
+def bore(
+    low: float, high: float, centre: tuple[float, float] = (0.0, 0.0), along: str = "y", bits: int = FIT | HAND
+) -> str:
     """The four walls of a hole with square section, about an axis along y or z through ``centre`` (the other two coordinates)."""
     a, b = centre
     middle, half, thick = (low + high) / 2, (high - low) / 2, (RIM - BORE) / 2
@@ -92,9 +96,9 @@ def bore(low: float, high: float, centre: tuple[float, float] = (0.0, 0.0), alon
     out = ""
     for x, z, hx, hz in walls:
         if along == "y":
-            out += box((hx, half, hz), (a + x, middle, b + z), FIT, _FIRM)
+            out += box((hx, half, hz), (a + x, middle, b + z), bits, FIRM)
         else:
-            out += box((hx, hz, half), (a + x, b + z, middle), FIT, _FIRM)
+            out += box((hx, hz, half), (a + x, b + z, middle), bits, FIRM)
     return out
 
 
@@ -150,13 +154,14 @@ def _lamp_bulb() -> str:
 
 
 def _lamp_hood() -> str:
-    """A cone that widens towards +y, which is down: eight walls and four feet."""
+    """A cone that widens towards +y, which is down: eight walls, four feet, and as many on top for when it has been knocked over."""
     lean = math.atan(14 / 100)
     walls = _ring(8, 0.0355, (0.0015, 0.049, 0.0137), -0.0014, lean, GENERAL, "y")
     feet = joined(
         ball(0.002, (x, 0.0466, z), REST | LID) for x, z in ((0.042, 0), (-0.042, 0), (0, 0.042), (0, -0.042))
     )
-    return walls + feet
+    tops = joined(ball(0.002, (x, -0.0485, z), REST) for x, z in ((0.027, 0), (-0.027, 0), (0, 0.027), (0, -0.027)))
+    return walls + feet + tops
 
 
 def _round_table_top() -> str:
@@ -177,7 +182,7 @@ def _round_table_leg() -> str:
         + ball(0.0162, (0, 0.0032, 0), SHELL)
         + cylinder(0.02125, 0.013, 0.0519, REST)
         + ball(0.02125, (0, 0.0296, 0), SHELL)
-        + bore(0.024, 0.0519)
+        + bore(0.024, 0.0519, bits=FIT)
     )
 
 
@@ -209,4 +214,4 @@ def nut(part: Part) -> str:
     places = [(NUT_RADIUS * a, NUT_RADIUS * b) for a, b in around]
     _, y, z = (part.collar * a for a in part.axis)
     centres = [(a, y, b) for a, b in places] if part.axis[1] else [(a, b, z) for a, b in places]
-    return joined(_geom("sphere", (NUT_BALL,), at, FIT, f'{_FIRM} mass="0"') for at in centres)
+    return joined(_geom("sphere", (NUT_BALL,), at, FIT, f'{FIRM} mass="0"') for at in centres)

@@ -1,6 +1,6 @@
 """The whole scene as MJCF: table, three obstacles in a U, a Panda, the parts, and the threads between them.
 
-A thread is a *nut*, a light body on the peg (a child of the part that has the peg) that slides along it and turns about it, both
+A thread is a *nut*, a body on the peg (a child of the part that has the peg) that slides along it and turns about it, both
 coupled by a tendon: ``u = pitch / (2 pi) * turn``, u (m) being how far the peg still has to go. Once peg and hole have found each other, an
 equality that is switched on welds the nut into the hole; from then on the part can only be screwed. Until then the nut is a collar that
 keeps the peg from being pushed in. ``screw.py`` switches.
@@ -22,12 +22,13 @@ from env.d3il.panda import text
 from env.furniture.arm import GRIPPER_FORCE
 from env.furniture.facts import Furniture
 from env.furniture.looks import HIDDEN, assets, looks
-from env.furniture.parts import GENERAL, PARTS, REST, WALL, joined, nut
+from env.furniture.parts import FIRM, GENERAL, HAND, PARTS, REST, WALL, joined, nut
 from env.furniture.screw import FRICTION_TORQUE, PITCH
 
 DT = 0.004  # s
 START_JOINTS = (-0.02630888, 0.3758795, 0.12485036, -2.1383357, -0.09431414, 2.49648072, 0.01921718)
 STIFFNESS, DAMPING = 1000.0, 200.0  # N m/rad, N m s/rad of the arm's joints
+DRAG = 1e-4  # N s/m, N m s/rad of a part: else what is round would roll away for ever
 EE_FROM_HAND = 0.103399  # m along the hand's axis
 OBSTACLE_CENTRE = (0.6815, 0.0, 0.015)  # m, of the front one
 OBSTACLES = (  # centre relative to the front one's, half sizes
@@ -35,8 +36,7 @@ OBSTACLES = (  # centre relative to the front one's, half sizes
     ("right", (-0.075, -0.175, 0.0), (0.085, 0.01, 0.015)),
     ("left", (-0.075, 0.175, 0.0), (0.085, 0.01, 0.015)),
 )
-_HARD = 'solref=".01 1" solimp=".999 .9999 .001 .5 2"'
-_FINGERS = f'contype="{GENERAL | REST}" conaffinity="{GENERAL}"'
+_FINGERS = f'contype="{HAND | REST}" conaffinity="0"'
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def scene(furniture: Furniture, visual: bool = False) -> str:
         f'<fixed name="{s.tendon}"><joint joint="{s.slide}" coef="1"/><joint joint="{s.turn}" coef="{-PITCH / math.tau!r}"/></fixed>'
         for s in threads.values()
     )
-    equalities = joined(f'<tendon name="{s.tendon}" tendon1="{s.tendon}" {_HARD}/>' for s in threads.values())
+    equalities = joined(f'<tendon name="{s.tendon}" tendon1="{s.tendon}" {FIRM}/>' for s in threads.values())
     equalities += joined(_weld(furniture, s, k) for s in threads.values() for k in range(len(s.welds)))
     apart = joined(f'<exclude body1="hand" body2="{finger}"/>' for finger in ("left", "right"))
     world = _surroundings(visual) + _arm(furniture.gripper_width, visual) + parts
@@ -110,15 +110,16 @@ def _part(name: str, screw: Screw | None, visual: bool) -> str:
     part = PARTS[name]
     inner = ""
     if screw is not None:
-        axis, limit = text(part.axis), screw.depth + 0.01
+        axis, limit = text(part.axis), (screw.depth + 0.01) * math.tau / PITCH
         inner = (
             f'<body name="{name}_nut"><inertial mass=".002" pos="0 0 0" diaginertia="1e-6 1e-6 1e-6"/>'
-            f'<joint name="{screw.slide}" type="slide" axis="{axis}" range="0 {limit}" armature=".01" '
-            'solreflimit=".01 1" solimplimit=".999 .9999 .001 .5 2"/>'
-            f'<joint name="{screw.turn}" type="hinge" axis="{axis}" armature="1e-4" damping="1e-4" frictionloss="{FRICTION_TORQUE}" '
-            f'solreffriction=".01 1" solimpfriction=".999 .9999 .001 .5 2"/>{nut(part)}</body>'
+            # inertia along the axis makes the thread stiff, and is next to nothing against turning: times (pitch / 2 pi)^2
+            f'<joint name="{screw.slide}" type="slide" axis="{axis}" armature="1"/>'
+            f'<joint name="{screw.turn}" type="hinge" axis="{axis}" range="0 {limit}" armature="1e-4" damping="1e-4" frictionloss="{FRICTION_TORQUE}" '
+            'solreffriction=".01 1" solimpfriction=".999 .9999 .001 .5 2" '
+            f'solreflimit=".01 1" solimplimit=".999 .9999 .001 .5 2"/>{nut(part)}</body>'
         )
-    return f'<body name="{name}"><freejoint name="{name}"/>{part.geoms}{looks(name) if visual else ""}{inner}</body>'
+    return f'<body name="{name}"><joint name="{name}" type="free" damping="{DRAG}"/>{part.geoms}{looks(name) if visual else ""}{inner}</body>'
 
 
 def _weld(furniture: Furniture, screw: Screw, k: int) -> str:
@@ -127,7 +128,7 @@ def _weld(furniture: Furniture, screw: Screw, k: int) -> str:
     mujoco.mju_mat2Quat(quat, pair.rotation.ravel())
     return (
         f'<weld name="{screw.welds[k]}" body1="{screw.socket}" body2="{screw.part}_nut" active="false" '
-        f'relpose="{text((*pair.places[k], *quat))}" {_HARD}/>'
+        f'relpose="{text((*pair.places[k], *quat))}" {FIRM}/>'
     )
 
 
@@ -136,7 +137,7 @@ def _arm(width: float, visual: bool) -> str:
     return (
         f'<body childclass="arm">{links}<body name="hand" pos="0 0 {FLANGE}" quat="{text((math.cos(half), 0, 0, math.sin(half)))}">'
         '<inertial mass=".73" pos="0 0 .024" diaginertia=".0023 .0021 .0005"/>'
-        f'<geom type="box" pos="0 0 .03" size=".02 .1 .03" mass="0" {_FINGERS} {_WHITE}/>'
+        f'<geom type="box" pos="0 0 .03" size=".02 .1 .03" mass="0" priority="1" {_FINGERS} {FIRM} {_WHITE}/>'
         f'<site name="ee" pos="0 0 {EE_FROM_HAND}" size=".001" rgba="0 0 0 0"/>'
         f"{_finger('left', 1, width)}{_finger('right', -1, width)}</body></body>{'</body>' * panda.N_LINKS}"
     )
@@ -171,8 +172,8 @@ _LOOKS = (
 def _surroundings(visual: bool) -> str:
     """Table (its friction counts, not the parts'), obstacles, and what one sees by."""
     obstacles = joined(
-        f'<geom name="obstacle_{name}" type="box" pos="{text(at)}" size="{text(half)}" contype="{GENERAL}" conaffinity="{GENERAL | WALL}" '
-        'rgba=".3 .3 .33 1"/>'
+        f'<geom name="obstacle_{name}" type="box" pos="{text(at)}" size="{text(half)}" contype="{GENERAL}" conaffinity="{GENERAL | WALL | HAND}" '
+        f'{FIRM} rgba=".3 .3 .33 1"/>'
         for name, at, half in OBSTACLES
     )
     eye, at = (1.25, -0.42, 0.62), (0.5, 0.02, 0.05)
@@ -182,6 +183,6 @@ def _surroundings(visual: bool) -> str:
     )
     return (
         '<geom name="table" type="plane" pos=".4 0 0" size=".65 .6 .1" friction=".125" condim="3" priority="1" contype="0" '
-        f'conaffinity="{REST}" rgba=".86 .85 .82 1"/>'
+        f'conaffinity="{REST}" {FIRM} rgba=".86 .85 .82 1"/>'
         f'<body name="obstacles" mocap="true" pos="{text(OBSTACLE_CENTRE)}">{obstacles}</body>{seen if visual else ""}'
     )

@@ -13,6 +13,7 @@ from env.furniture import assembly, screw
 from env.furniture.facts import FURNITURE, euler
 from env.furniture.parts import PARTS
 from env.furniture.scene import screws
+from env.registry import EXPERTS
 
 # kg (m2), N s/m (N m s): holds a part still. Not by inertia alone: the solver stops early where the mean inertia is huge
 FIRM = np.array([[1e3], [1e9]])
@@ -56,6 +57,23 @@ class Bench:
         put(self.venv, self.screw.part, self.goal - rest * self.into, target @ back.reshape(3, 3))
         mujoco.mj_forward(self.model, self.data)
 
+    def lean(self, angle: float, about: float) -> None:
+        """Held crooked by ``angle`` degrees, the tip over the middle of the hole; ``about`` (rad) says which way."""
+        shape, name = PARTS[self.screw.part], self.screw.part
+        first, axis = self.model.joint(name).dofadr[0] + 3, np.array(shape.axis)
+        self.model.dof_armature[first : first + 3], self.model.dof_damping[first : first + 3] = 10.0, 1e7
+        mujoco.mj_setConst(self.model, mujoco.MjData(self.model))
+        x = np.array([1.0, 0.0, 0.0])
+        across = math.cos(about) * x + math.sin(about) * np.cross(axis, x)
+        quat, tilt = (
+            np.append(math.cos(math.radians(angle) / 2), math.sin(math.radians(angle) / 2) * across),
+            np.zeros(9),
+        )
+        mujoco.mju_quat2Mat(tilt, quat)
+        turn = self.data.body(name).xmat.reshape(3, 3) @ tilt.reshape(3, 3)
+        put(self.venv, name, self.data.body(name).xpos + shape.tip * (self.into - turn @ axis), turn)
+        mujoco.mj_forward(self.model, self.data)
+
     def run(self, seconds: float, push: float = 0.0, torque: float = 0.0) -> float:
         """A force (N) along the axis into the hole and a torque (N m) about it, clockwise seen from outside; returns the reward."""
         self.data.xfrc_applied[self.model.body(self.screw.part).id] = np.concatenate(
@@ -87,16 +105,18 @@ def put(venv: EngineVectorEnv, part: str, position, rotation) -> None:
     data.qvel[dof : dof + 6] = 0.0
 
 
-@pytest.mark.parametrize(("name", "k"), [("one_leg", 0), ("round_table", 0)])
-def test_a_part_is_screwed_home_and_unscrewed_again(name, k):
+@pytest.mark.parametrize(("name", "k"), CASES)
+def test_a_part_is_screwed_home_tightened_and_unscrewed_again(name, k):
     bench = Bench(name, k)
     start = screw.start_of(1.0, bench.screw.depth - screw.FREE)
     assert bench.run(1.0, push=3.0) == 0
-    assert bench.engaged and bench.rest == pytest.approx(start, abs=0.0012)
+    assert bench.engaged and bench.rest == pytest.approx(start, abs=0.0005)
     turned = 0.0
-    while bench.rest > 0.001 and turned < 30:
+    while bench.rest > 0.0004 and turned < 30:  # 20 degrees from home it counts
         turned += bench.run(0.5, push=3.0, torque=0.06) or 0.5
-    assert bench.own[assembly.GIVEN] == 1 and bench.rest == pytest.approx(0.0, abs=0.0006)
+    assert bench.own[assembly.GIVEN] == 1
+    bench.run(1.0, push=20.0, torque=10.0)
+    assert bench.engaged and bench.rest == pytest.approx(0.0, abs=0.0002)
     for _ in range(60):
         bench.run(0.5, push=-3.0, torque=-0.06)
         if not bench.engaged:
@@ -104,28 +124,98 @@ def test_a_part_is_screwed_home_and_unscrewed_again(name, k):
     assert not bench.engaged and bench.rest > start - 0.001
 
 
-@pytest.mark.parametrize(
-    ("name", "k", "push"),
-    [*((*case, push) for case in CASES for push in (5.0, 20.0)), ("one_leg", 0, 50.0), ("round_table", 0, 50.0)],
-)
+@pytest.mark.parametrize("push", [5.0, 20.0, 50.0])
+@pytest.mark.parametrize(("name", "k"), CASES)
 def test_pressing_does_not_assemble(name, k, push):
-    bench = Bench(name, k)
+    bench = Bench(name, k, turn=0.2)  # would count as turned home
     bench.run(0.8, push=3.0)
-    assert bench.engaged
+    assert bench.engaged and bench.rest > 0.007
     before = bench.rest
-    assert bench.run(2.0, push=push) == 0
-    assert bench.engaged and before - bench.rest < 0.0015  # 0.16 of a turn
+    assert bench.run(6.0, push=push) == 0
+    assert bench.engaged and before - bench.rest < 0.0001
 
 
-@pytest.mark.parametrize("push", [5.0])
-def test_a_crooked_peg_is_stopped_at_the_rim(push):
-    bench = Bench("one_leg", 0)
-    part = bench.screw.part
-    turn = bench.data.body(part).xmat.reshape(3, 3).copy() @ euler(17, 0, 0)
-    for _ in range(6):
-        put(bench.venv, part, bench.data.body(part).xpos.copy(), turn)
-        bench.run(0.1, push=push)
-    assert not bench.engaged and bench.rest > 0.005 and bench.own[assembly.GIVEN] == 0
+@pytest.mark.parametrize("about", [0.0, 0.8])
+@pytest.mark.parametrize("push", [5.0, 20.0, 50.0])
+@pytest.mark.parametrize(("name", "k"), CASES)
+def test_a_crooked_peg_is_stopped_at_the_rim(name, k, push, about):
+    bench = Bench(name, k, turn=0.2)
+    bench.lean(17.0, about)
+    for _ in range(12):
+        assert bench.run(0.1, push=push) == 0
+        assert not bench.engaged and bench.rest > 0.008
+
+
+@pytest.mark.parametrize(("name", "k"), CASES)
+def test_a_peg_somewhat_crooked_does_not_creep_in(name, k):
+    bench = Bench(name, k, turn=0.2)
+    bench.lean(5.0, 0.8)
+    assert bench.run(2.0, push=50.0) == 0
+    assert bench.rest > 0.008
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+@pytest.mark.parametrize(("name", "k"), CASES)
+def test_the_robot_cannot_press_a_part_home(name, k, on_top):
+    """Six seconds with all the arm's strength, with the part in the hand or under the closed gripper: it goes in as far as it was turned."""
+    if on_top and k:
+        pytest.skip("nothing to press on: the hand reaches over the base's cross")
+    venv, own, obs = until_engaged(name, k)
+    if on_top:
+        obs = above(venv, name, k, obs)
+    (first, phase), turned, force, goal = seen_from_hole(venv, name, k), 0.0, 0.0, obs[:10].copy()
+    for _ in range(60):
+        goal[2], goal[9] = obs[2] - 0.1, 1.0
+        result = venv.step(goal[None, None].astype(np.float32))
+        obs = result.obs["state"][0, 0]
+        assert result.reward[0] == 0 and not result.info["invalid"][0]
+        force = max(force, own[assembly.HOLES + screw.N_SCREW_MEMORY * k + screw.FORCE])
+        left, now = seen_from_hole(venv, name, k)
+        turned, phase = turned + math.remainder(phase - now, math.tau), now
+        assert abs(first - left - turned * screw.PITCH / math.tau) < 0.001
+    assert force > 15.0  # it did press (a bulb slips through the fingers)
+
+
+def until_engaged(name: str, k: int) -> tuple[EngineVectorEnv, np.ndarray, np.ndarray]:
+    """The task's expert has put the peg of thread ``k`` into its hole and still holds the part: environment, its memory, observation."""
+    entry = EXPERTS[f"{name}_low"]
+    for seed in (3, 5, 7):
+        venv = EngineVectorEnv(assembly.family(entry.env), 1, 1, entry.steps, n_threads=1)
+        expert, obs = entry.make(1, np.random.default_rng(1), noise=1.0, retry=True), venv.reset([seed])["state"][:, 0]
+        own = venv.simulations.memory[0]
+        for _ in range(entry.steps - 100):
+            obs = venv.step(expert.act(obs)[:, None].astype(np.float32)).obs["state"][:, 0]
+            if own[assembly.HOLES + screw.N_SCREW_MEMORY * k] >= 0:
+                return venv, own, obs[0]
+    raise AssertionError(f"{name}: the expert got no peg into its hole")
+
+
+def above(venv: EngineVectorEnv, name: str, k: int, obs: np.ndarray) -> np.ndarray:
+    """Let go, go up and over the part, close."""
+    goal = obs[:10].copy()
+    at = venv.simulations.data[0].body(screws(FURNITURE[name])[k].part).xpos.copy()
+    for step in range(45):
+        goal[9] = 1.0 if step > 35 else -1.0
+        if step > 4:
+            goal[:3] = *at[:2], at[2] + 0.12
+        if step in range(5, 15):
+            goal[:3] = obs[0], obs[1], obs[2] + 0.05
+        obs = venv.step(goal[None, None].astype(np.float32)).obs["state"][0, 0]
+    return obs
+
+
+def seen_from_hole(venv: EngineVectorEnv, name: str, k: int) -> tuple[float, float]:
+    """m that the engaged peg of thread ``k`` has to go, and rad that it has to turn (mod a whole turn)."""
+    thread, data = screws(FURNITURE[name])[k], venv.simulations.data[0]
+    pair, axis = FURNITURE[name].pairs[thread.pair], np.array(PARTS[thread.part].axis)
+    hole = int(venv.simulations.memory[0][assembly.HOLES + screw.N_SCREW_MEMORY * k])
+    assert hole >= 0
+    socket, part = data.body(thread.socket), data.body(thread.part)
+    home = socket.xmat.reshape(3, 3) @ pair.rotation
+    gap = socket.xpos + socket.xmat.reshape(3, 3) @ np.array(pair.places[hole]) - part.xpos
+    off = home.T @ part.xmat.reshape(3, 3)
+    sine = axis @ [off[2, 1] - off[1, 2], off[0, 2] - off[2, 0], off[1, 0] - off[0, 1]]
+    return float(gap @ home @ axis), math.atan2(-sine, np.trace(off) - 1.0)
 
 
 def test_a_thread_starts_between_7_and_16_4_mm_and_at_the_same_turn():
