@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_INCHES_PER_ROW = 0.34
+_ROW, _TITLE, _COLUMN, _LABELS = 0.3, 0.75, 4.2, 1.6  # inches
+
+Panel = list[Mapping[str, Any]]
 
 
 def ablation_figure(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
-    """Every row of the table as a point with its interval, every seed as a dot; a panel for each grid and task, PNG.
+    """Every row of the table as a point with its interval, every seed as a dot, PNG. A grid is a row of panels, a task a column; what the
+    others are compared with is a line with its interval as a band behind them.
 
     Args:
         rows: of ``agent.ablation.outcome.rows_of``, at least one.
@@ -19,32 +22,51 @@ def ablation_figure(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    grids: dict[str, dict[str, Panel]] = {}
     for row in rows:
-        panels.setdefault((row["grid"], row["task"]), []).append(row)
-    sizes = [len(panel) for panel in panels.values()]
-    height = 1.4 + _INCHES_PER_ROW * sum(sizes) + 0.75 * len(sizes)
-    figure = Figure(figsize=(9.0, height), dpi=140, layout="constrained")
+        grids.setdefault(row["grid"], {}).setdefault(row["task"], []).append(row)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    sizes = [max(map(len, panels.values())) for panels in grids.values()]
+    height = 0.9 + _ROW * sum(sizes) + _TITLE * len(sizes)
+    figure = Figure(figsize=(_LABELS + _COLUMN * max(len(tasks), 1.4), height), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), squeeze=False, height_ratios=[size + 1.2 for size in sizes])[:, 0]
-    for axis, ((grid, task), panel) in zip(axes, panels.items(), strict=True):
-        _draw(axis, panel)
-        axis.set_title(f"{grid}: {task}" if task else grid, loc="left", fontsize=10)
-    axes[-1].set_xlabel("mean over training seeds (dots) with 95 % interval: " + rows[0]["measured"])
+    axes = figure.subplots(
+        len(grids), len(tasks), squeeze=False, sharex="col", height_ratios=[size + 0.8 for size in sizes]
+    )
+    for line, (grid, panels) in zip(axes, grids.items(), strict=True):
+        for axis, task in zip(line, tasks, strict=True):
+            panel = panels.get(task, [])
+            axis.set_visible(bool(panel))
+            if panel:
+                _draw(axis, panel, reference_row(rows, task))
+                axis.set_title(f"{grid}: {task}" if task else grid, loc="left", fontsize=10)
+    figure.supxlabel(f"{rows[0]['measured']}: mean over training seeds (small dots) with its 95 % interval", fontsize=9)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
-def _draw(axis: Any, panel: Sequence[Mapping[str, Any]]) -> None:
+def reference_row(rows: Sequence[Mapping[str, Any]], task: str) -> Mapping[str, Any] | None:
+    """The row of ``task`` that all others are compared with; None where there are several, or none."""
+    compared = any(row["task"] == task and not math.isnan(row["difference"]) for row in rows)
+    found = {row["setting"]: row for row in rows if row["task"] == task and math.isnan(row["difference"])}
+    return next(iter(found.values())) if compared and len(found) == 1 else None
+
+
+def _draw(axis: Any, panel: Panel, reference: Mapping[str, Any] | None) -> None:
+    if reference is not None:
+        axis.axvline(reference["mean"], color="C1", lw=1.2, ls="--", zorder=0)
+        if not math.isnan(reference["low"]):
+            axis.axvspan(reference["low"], reference["high"], color="C1", alpha=0.12, lw=0, zorder=0)
     for y, row in enumerate(panel):
         if not math.isnan(row["low"]):
             axis.plot([row["low"], row["high"]], [y, y], color="C0", lw=2.2, solid_capstyle="butt")
-        axis.plot(row["by_seed"], [y] * len(row["by_seed"]), "o", color="0.45", ms=3.5, mew=0)
+        axis.plot(row["by_seed"], [y] * len(row["by_seed"]), "o", color="0.35", ms=3.5, mew=0, zorder=3)
         axis.plot(row["mean"], y, "o", color="C0", ms=7)
     axis.set_yticks(range(len(panel)), [row["setting"] for row in panel], fontsize=8)
     axis.set_ylim(len(panel) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
+    axis.tick_params(labelbottom=True, labelsize=8)
     if panel[0]["measured"] == "success":
         axis.set_xlim(-0.02, 1.02)

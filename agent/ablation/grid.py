@@ -113,7 +113,10 @@ def _stages(config: Mapping[str, Any], given: Mapping[str, Any]) -> tuple:
     """What a cell with the settings ``given`` runs."""
     names = {key: given.get(key, config.get(key)) for key in _NAMES}
     settings = {**config["settings"], **{key: value for key, value in given.items() if key not in (*_NAMES, *_LATER)}}
-    more = {"pretrain": settings, **{key.removesuffix("_settings"): {**config[key], **given.get(key, {})} for key in _LATER}}
+    more = {
+        "pretrain": settings,
+        **{key.removesuffix("_settings"): {**config[key], **given.get(key, {})} for key in _LATER},
+    }
     stages = []
     for stage in STAGES:
         if names[stage] is not None:

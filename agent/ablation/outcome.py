@@ -98,7 +98,7 @@ def _row(grid: str, task: str, found: Sequence[Outcome], references: Sequence[Ou
     means = [float(np.mean(outcome.scores)) for outcome in found]
     labels = found[0].cell.labels[grid]
     shown = (
-        f"{axis.rpartition('.')[2].removeprefix('dispersive_')}={label}"
+        f"{axis.rpartition('.')[2].removeprefix('dispersive_').removeprefix('loss_')}={label}"
         for axis, label in labels.items()
         if axis != "task"
     )
@@ -130,7 +130,9 @@ def _tuning(found: Sequence[Outcome], references: Sequence[Outcome | None]) -> d
     together = np.concatenate(gains)
     shares = [o.per_iteration / r.per_iteration for o, r in zip(found, references, strict=True) if r is not None]
     return {
-        **dict(zip(("gain", "gain_low", "gain_high"), (float(together.mean()), *bootstrap_interval(together)), strict=True)),
+        **dict(
+            zip(("gain", "gain_low", "gain_high"), (float(together.mean()), *bootstrap_interval(together)), strict=True)
+        ),
         "env_steps": float(np.mean([o.env_steps for o in found])),
         "env_steps_per_s": float(np.mean([o.env_steps_per_s for o in found])),
         "seconds_per_iteration": float(np.mean([o.per_iteration for o in found])),
@@ -207,9 +209,21 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             _interval([row.get(f"{name}{end}", math.nan) for end in ends], digits)
             for name, ends in (("", ("mean", "low", "high")), ("difference", _ENDS), ("gain", _ENDS))
         )
-        cells = [row["grid"], row["task"], row["setting"], f"{row['seeds']} x {row['episodes'] // row['seeds']}", mean, difference]
+        cells = [
+            row["grid"],
+            row["task"],
+            row["setting"],
+            f"{row['seeds']} x {row['episodes'] // row['seeds']}",
+            mean,
+            difference,
+        ]
         cells += [", ".join(f"{row[key]:.1f}" if key in row else "-" for key in ranks)] * (ranked or not tuned)
-        cost = ("env_steps", ",.0f"), ("env_steps_per_s", ",.0f"), ("seconds_per_iteration", ".3g"), ("relative_iteration", ".2f")
+        cost = (
+            ("env_steps", ",.0f"),
+            ("env_steps_per_s", ",.0f"),
+            ("seconds_per_iteration", ".3g"),
+            ("relative_iteration", ".2f"),
+        )
         cells += [gain, *(_number(row.get(key, math.nan), style) for key, style in cost)] * tuned
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

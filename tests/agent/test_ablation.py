@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from agent import checkpoint
-from agent.ablation.figure import ablation_figure
+from agent.ablation.figure import ablation_figure, reference_row
 from agent.ablation.grid import Cell, cells_of
 from agent.ablation.outcome import outcome_of, rows_of, write_table
 from agent.dataset.demos import save_demos
@@ -155,7 +155,9 @@ def test_what_fine_tuning_gained_and_cost_by_hand(tmp_path: Path):
     assert (b["gain"], b["seconds_per_iteration"], b["env_steps_per_s"]) == (-3, 2.5, (40 + 60) / 2)
     assert b["relative_iteration"] == (3 / 2 + 2 / 4) / 2 and b["difference"] == pytest.approx(-13)
     line = write_table([a, b], tmp_path)[1].read_text().splitlines()[3]
-    assert line == "| g | can | algorithm=b | 2 x 2 | 10 [4, 16] | -13 [-13, -13] | -3 [-3, -3] | 360 | 50 | 2.5 | 1.00 |"
+    assert (
+        line == "| g | can | algorithm=b | 2 x 2 | 10 [4, 16] | -13 [-13, -13] | -3 [-3, -3] | 360 | 50 | 2.5 | 1.00 |"
+    )
 
 
 def finished(folder: Path, cell: Cell, scores: list[float], solvable: bool = True, rank: float = 3.0) -> None:
@@ -200,6 +202,7 @@ def test_a_row_by_hand(tmp_path: Path):
     files = write_table(rows, tmp_path)
     assert "| a | can | w=1 | 2 x 4 | 0.750 [" in files[1].read_text()
     assert files[0].read_text().splitlines()[2].startswith("a,can,w=1,2,8,success,0.75,")
+    assert reference_row(rows, "can") is plain and reference_row(rows[:1], "can") is None
     assert ablation_figure(rows, tmp_path / "f.png", "x").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -211,7 +214,9 @@ def test_a_cell_is_compared_with_the_reference_most_like_it(tmp_path: Path):
         settings = cell.stages[0][2]
         finished(tmp_path / cell.folder, cell, scores[settings["w"], settings["batch"]])
         outcomes.append(outcome_of(cell, tmp_path / cell.folder, None))
-    differences = {row["setting"]: row["difference"] for row in rows_of(outcomes, {"w": 0})}
+    rows = rows_of(outcomes, {"w": 0})
+    differences = {row["setting"]: row["difference"] for row in rows}
+    assert reference_row(rows, "can") is None  # of each size of batch one
     assert differences["w=1, batch=32"] == 1 and differences["w=1, batch=256"] == 0.5
     assert math.isnan(differences["w=0, batch=32"]) and math.isnan(differences["w=0, batch=256"])
 
