@@ -6,7 +6,8 @@ import math
 from typing import ClassVar
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import BEYOND, DOWN, OPEN, PUSH, Assembler, Grasp, Script
+from env.furniture.handling import BEYOND, PUSH, Grasp, Handler
+from env.furniture.scripted import DOWN, OPEN, Script
 from env.furniture.spatial import Pose, about_z, add, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
@@ -19,12 +20,12 @@ _SHORT = 0.014  # m beside the left obstacle's side, past whose end the base has
 _NECK = 0.041  # m above the hood's origin: where it is grasped, from outside
 
 
-class _Lamp(Assembler):
+class _Lamp(Handler):
     furniture = FURNITURE["lamp"]
     tall: ClassVar[dict[int, float]] = {_BASE: _FOOT, _HOOD: 0.045}
 
     def script(self) -> Script:
-        yield from self.push(_BASE, _FOOT, self.push_base)
+        yield from self.settle()
         yield from self.attach(
             0, lambda: 0, self.pick_bulb, Grasp(_GLOBE, first=math.radians(self.rng.uniform(160, 180)))
         )
@@ -34,6 +35,10 @@ class _Lamp(Assembler):
             if self.covered() or not self.retry:
                 break
         yield from self.rise(0.25)
+
+    def settle(self) -> Script:
+        """Have what is first in the corner."""
+        yield from self.push(_BASE, _FOOT, self.push_base)
 
     def push_base(self) -> Script:
         """Grasp the flange and push the base to the left, then forward into the corner."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import BEYOND, CLOSE, DOWN, PUSH, Assembler, Grasp, Script
+from env.furniture.handling import BEYOND, PUSH, Grasp, Handler
+from env.furniture.scripted import CLOSE, DOWN, Script
 from env.furniture.spatial import about_z, add, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
@@ -13,11 +14,11 @@ _TOP, _LEG = 0, 4
 _RIM, _HALF = 0.0781, 0.0813  # m from the top's centre: middle of its rim, its edge
 
 
-class _OneLeg(Assembler):
+class _OneLeg(Handler):
     furniture = FURNITURE["one_leg"]
 
     def script(self) -> Script:
-        yield from self.push(_TOP, _HALF, self.push_top)
+        yield from self.settle()
         yield from self.attach(0, self.place, self.pick, Grasp(0.008, faces=math.pi / 2))
         yield from self.rise(0.2)
 
@@ -28,6 +29,10 @@ class _OneLeg(Assembler):
     def place(self) -> int:
         """The hole nearest to the corner."""
         return max(range(4), key=lambda k: sum(self.hole(0, k)[0][:2]))
+
+    def settle(self) -> Script:
+        """Have what is first in the corner."""
+        yield from self.push(_TOP, _HALF, self.push_top)
 
     def push_top(self) -> Script:
         """Grasp the rim nearest to the robot and push the top into the corner."""

@@ -6,7 +6,8 @@ import math
 from typing import ClassVar
 
 from env.furniture.facts import FURNITURE
-from env.furniture.scripted import BEYOND, CLOSE, DOWN, PUSH, Assembler, Grasp, Script
+from env.furniture.handling import BEYOND, PUSH, Grasp, Handler
+from env.furniture.scripted import CLOSE, DOWN, Script
 from env.furniture.spatial import about_z, times, wrap
 from env.robomimic.scripted import ScriptedExpert
 
@@ -18,18 +19,22 @@ _OUTER = 0.137  # m from the top's centre: the outer finger of a hand that is op
 _SEGMENT = math.tau / 16  # rad: the rim is a polygon
 
 
-class _RoundTable(Assembler):
+class _RoundTable(Handler):
     furniture = FURNITURE["round_table"]
     tall: ClassVar[dict[int, float]] = {_BASE: 0.066}
 
     def script(self) -> Script:
-        yield from self.push(_TOP, _RADIUS, self.push_top)
+        yield from self.settle()
         yield from self.attach(
             0, lambda: 0, self.pick_leg, Grasp(_HEAD, first=math.radians(self.rng.uniform(160, 180)))
         )
         yield from self.rise(0.2)
         yield from self.attach(1, lambda: 0, self.pick_base, Grasp(_CROSS, math.pi / 2, math.pi / 4, clear=0.035))
         yield from self.rise(0.25)
+
+    def settle(self) -> Script:
+        """Have what is first in the corner."""
+        yield from self.push(_TOP, _RADIUS, self.push_top)
 
     def push_top(self) -> Script:
         """Grasp the rim on the robot's side and push the top into the corner."""
