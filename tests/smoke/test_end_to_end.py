@@ -77,3 +77,28 @@ def test_the_pretrained_policy_prefers_averaged_weights(pretrained):
     policy = checkpoint.load_policy(pretrained / "pre" / "checkpoint" / "state_30.pt")
     assert all((value == payload["ema"][key]).all() for key, value in policy.state_dict().items())
     assert any((value != payload["model"][key]).any() for key, value in policy.state_dict().items())
+
+
+def test_likelihoods_of_whole_chunks_learn_too(pretrained):
+    """PPO-exact: the importance ratio begins at 1, success rises, and its checkpoint is one of base and tuned weights like any other."""
+    pytest.importorskip("torchdiffeq")
+    base = pretrained / "pre" / "checkpoint" / "state_30.pt"
+    shared = [key for key in runs.FINETUNE if "clip_ploss_coef_base" not in key]
+    overrides = [
+        *("env.max_episode_steps=10", "env.n_envs=80", "train.n_steps=10", "train.n_train_itr=15", "train.batch_size=200"),
+        *("train.gamma=0.95", "train.critic_lr=3e-3", "train.critic_lr_scheduler.min_lr=1e-3", "train.actor_lr=2e-3"),
+        *(f"train.{key}_lr_scheduler.warmup_steps=0" for key in ("actor", "critic")),
+        *("train.update_epochs=4", "train.target_kl=0.05", "train.max_grad_norm=1", "train.final_eval_episodes=400"),
+        *("model.sde_step_size=0.4", "model.sde_num_epsilon=4", "model.clip_ploss_coef=0.2"),
+        *(f"base_policy_path={base}", f"logdir={pretrained / 'exact'}"),
+    ]
+    result = FinetuneAgent(runs.config("robomimic/finetune/can/ft_ppo_exact_diffusion_mlp", *shared, *overrides)).run()
+    before, after = (result[key]["success_rate"] for key in ("before", "after"))
+    assert result["after"]["success_interval"][0] > result["before"]["success_interval"][1], (before, after)
+    rows = [json.loads(line) for line in (pretrained / "exact" / "metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("self_check/max_abs_log_ratio", 0) for row in rows) < 1e-4
+    path = pretrained / "exact" / "checkpoint" / "state_15.pt"
+    assert checkpoint.load_policy(path).ft_denoising_steps == 3
+    again = ["eval_seed=2000000", "n_episodes=400", "env.max_episode_steps=10"]
+    cfg = runs.eval_config(f"base_policy_path={path}", f"logdir={pretrained / 'exact_eval'}", *again)
+    assert EvalAgent(cfg).run()["success_rate"] == after
