@@ -74,6 +74,7 @@ N_FACTS = PAIR_FACTS + MAX_PAIRS * N_PAIR_FACTS
 # pose in the tag frame 7, sign of every part's quaternion 5, pinned pose 7]
 GRIP, STEPS, PIN, GIVEN, ASSEMBLED, HOLES, OBSTACLE, SIGN, PIN_POSE = 0, 1, 2, 3, 4, 6, 12, 19, 24
 N_MEMORY = 31
+_DRAWS = 50
 _TAG_QUAT = (0.0, np.sqrt(0.5), np.sqrt(0.5), 0.0)  # w x y z of TAG_TO_ROBOT, which is its own inverse
 _ORIGIN_X = TAG_TO_ROBOT[0][0]
 
@@ -197,12 +198,25 @@ class Assembly(Family):
         self.layout = {"robot_state": slice(0, ROBOT_STATE), "parts_poses": slice(ROBOT_STATE, furniture.obs_dim)}
         self.model = build(furniture)
         self.ids, self.facts = _ids(furniture, self.model), _facts(furniture)
+        self._hand = [self.model.body(name).id for name in ("hand", "left", "right")]
         self._places = [int(self.model.joint(name).qposadr[0]) for name in furniture.parts]
         self._nuts = [(int(self.model.joint(s.slide).qposadr[0]), s.depth - screw.FREE) for s in screws(furniture)]
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """A start, see ``placement.draw``."""
-        return draw(self.furniture, self.spread, rng)
+        """A start, see ``placement.draw``, in which the hand is not in the middle of a part (nor table or obstacle)."""
+        for _ in range(_DRAWS):
+            start = draw(self.furniture, self.spread, rng)
+            if not self._touches(start):
+                break
+        return start
+
+    def _touches(self, start: np.ndarray) -> bool:
+        """Whether the hand would touch anything."""
+        data = mujoco.MjData(self.model)
+        self._place(data, start)
+        mujoco.mj_kinematics(self.model, data)
+        mujoco.mj_collision(self.model, data)
+        return bool(np.isin(self.model.geom_bodyid[data.contact.geom], self._hand).any())
 
     def patch(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray) -> None:
         """The obstacles where ``start`` has them (for videos: ``begin`` places them itself)."""
@@ -210,16 +224,7 @@ class Assembly(Family):
 
     def begin(self, model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, memory: np.ndarray) -> None:
         """Arm, obstacles and parts where ``start`` says, gripper open, and everything at rest."""
-        names, width = self.furniture.parts, self.furniture.gripper_width
-        data.qpos[: arm.N_JOINTS + 2] = [*start[: arm.N_JOINTS], width / 2, width / 2]
-        data.ctrl[: arm.N_JOINTS + 2] = [*start[: arm.N_JOINTS], arm.GRIPPER_FORCE, arm.GRIPPER_FORCE]
-        data.mocap_pos[0] = np.add(OBSTACLE_CENTRE, [*start[arm.N_JOINTS : N_FIRST], 0.0])
-        usual = np.zeros(4)
-        for name, at, where in zip(names, self._places, start[N_FIRST:].reshape(-1, 3), strict=True):
-            data.qpos[at : at + 3], turned = pose(HOMES[name], *where)
-            mujoco.mju_mat2Quat(data.qpos[at + 3 : at + 7], turned.ravel())
-        for at, u in self._nuts:
-            data.qpos[at : at + 2] = u, u * math.tau / screw.PITCH
+        self._place(data, start)
         mujoco.mj_step(model, data, nstep=SETTLING * SUBSTEPS)
         data.qvel[:] = 0.0
         mujoco.mj_forward(model, data)
@@ -230,12 +235,25 @@ class Assembly(Family):
         threads[: len(self._nuts), screw.COLLAR] = [u for _, u in self._nuts]
         x, y, z = data.mocap_pos[0]
         memory[OBSTACLE : OBSTACLE + POSE] = y, x - _ORIGIN_X, -z, 1.0, 0.0, 0.0, 0.0
+        names, usual = self.furniture.parts, np.zeros(4)
         for k, (name, at) in enumerate(zip(names, self._places, strict=True)):
             mujoco.mju_mat2Quat(usual, pose(HOMES[name], 0.0, 0.0, 0.0)[1].ravel())
             memory[SIGN + k] = 1.0 if usual @ data.qpos[at + 3 : at + 7] >= 0 else -1.0
         if PINNED_PART in names:
             at = self._places[names.index(PINNED_PART)]
             memory[PIN], memory[PIN_POSE : PIN_POSE + 7] = 1.0, data.qpos[at : at + 7]
+
+    def _place(self, data: mujoco.MjData, start: np.ndarray) -> None:
+        """``begin`` before anything has moved."""
+        width = self.furniture.gripper_width
+        data.qpos[: arm.N_JOINTS + 2] = [*start[: arm.N_JOINTS], width / 2, width / 2]
+        data.ctrl[: arm.N_JOINTS + 2] = [*start[: arm.N_JOINTS], arm.GRIPPER_FORCE, arm.GRIPPER_FORCE]
+        data.mocap_pos[0] = np.add(OBSTACLE_CENTRE, [*start[arm.N_JOINTS : N_FIRST], 0.0])
+        for name, at, where in zip(self.furniture.parts, self._places, start[N_FIRST:].reshape(-1, 3), strict=True):
+            data.qpos[at : at + 3], turned = pose(HOMES[name], *where)
+            mujoco.mju_mat2Quat(data.qpos[at + 3 : at + 7], turned.ravel())
+        for at, u in self._nuts:
+            data.qpos[at : at + 2] = u, u * math.tau / screw.PITCH
 
     def render_model(self) -> mujoco.MjModel:
         """The scene with an arm, light and a camera."""

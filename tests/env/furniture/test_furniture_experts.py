@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 
+import mujoco
 import numpy as np
 import pytest
 
 from env.engine.batch import EngineVectorEnv
-from env.furniture import assembly, spatial
-from env.furniture.facts import euler
+from env.furniture import assembly, placement, spatial
+from env.furniture.facts import TAG_TO_ROBOT, euler
+from env.furniture.lamp_expert import LampExpert
 from env.registry import EXPERTS
 from script import collect_demos
 
@@ -41,6 +44,64 @@ def test_one_leg_is_assembled_by_turning():
     assert np.allclose(np.linalg.norm(rows, axis=2), 1.0, atol=1e-3)
     closings = (np.diff(actions[:, 0, 9]) > 0).sum()
     assert closings >= 5  # top, leg, and three strokes at least
+
+
+@pytest.mark.parametrize(("task", "seed"), [("lamp_med", 5004), ("round_table_med", 5001)])
+def test_two_pairs_are_assembled_though_the_parts_lie_awkwardly(task, seed):
+    assert play(task, [seed], noise=1.0)[0] == 2
+
+
+def lamp(hand_yaw: float, lean: float, bulb: tuple[float, float, float], others: float = 0.3):
+    """The lamp's player in front of a bulb at x, y (m) and heading (degrees); base and hood ``others`` m to the right of it."""
+    hand, rows = euler(0, 0, hand_yaw) @ euler(0, lean, 0) @ euler(180, 0, 0), []
+    x, y, heading = bulb
+    for at, turn in (
+        ((x, y - others, 0.02), np.eye(3)),
+        ((x, y, 0.025), euler(0, 0, heading - 90)),
+        ((x, -0.4, 0.05), np.eye(3)),
+        ((0.68, 0, 0), np.eye(3)),
+    ):
+        quat = np.zeros(4)
+        mujoco.mju_mat2Quat(quat, (TAG_TO_ROBOT[1].T @ turn).ravel())
+        rows.append([*(TAG_TO_ROBOT[1].T @ (np.array(at) - TAG_TO_ROBOT[0])), *quat[1:], quat[0]])
+    row = [0.5, 0.0, 0.2, *hand[:2].ravel(), *[0.0] * 6, 0.07, *np.ravel(rows)]
+    return LampExpert.player(random.Random(1), 0.0, True, [float(v) for v in row])
+
+
+def yaw_of(rotation) -> float:
+    return math.degrees(math.atan2(rotation[1][0], rotation[0][0]))
+
+
+def test_the_wrist_turns_the_way_on_which_it_does_not_end():
+    # joint 7 ends at -130 and 230 degrees: from 190 to -100 the way is 290 degrees long, not 70
+    seen, yaw = [], 190.0
+    for _ in range(4):
+        yaw = yaw_of(lamp(yaw, 0, (0.5, 0, 0)).facing(math.radians(-100)))
+        seen.append(round(yaw))
+    assert seen == [115, 40, -35, -100]
+    assert yaw_of(lamp(0.0, 40, (0.5, 0, 0)).facing(math.radians(90))) == pytest.approx(10)  # leaning: first upright
+
+
+@pytest.mark.parametrize(
+    ("bulb", "others", "awkward"),
+    [
+        ((0.5, 0.0, 0.0), 0.3, False),
+        ((0.5, 0.0, 170.0), 0.3, True),  # its peg points away from the robot
+        ((0.62, 0.0, 0.0), 0.3, True),  # the wrist would be beyond the arm's reach
+        ((0.5, 0.0, 0.0), 0.1, True),  # the palm would come down on the base
+    ],
+)  # fmt: skip
+def test_what_a_leaning_hand_cannot_take(bulb, others, awkward):
+    assert lamp(0.0, 0.0, bulb, others)._awkward(1, 0.0275, math.radians(54)) is awkward
+
+
+@pytest.mark.parametrize("task", ["one_leg", "lamp", "round_table"])
+def test_no_episode_begins_with_the_hand_in_a_part(task):
+    family, rng = assembly.family(f"{task}_med_dim"), np.random.default_rng(7)
+    starts = [family.draw(rng) for _ in range(20)]
+    assert not any(family._touches(start) for start in starts)
+    anywhere = [placement.draw(family.furniture, family.spread, rng) for _ in range(40)]
+    assert any(family._touches(start) for start in anywhere)
 
 
 def test_the_same_seeds_act_the_same_and_noise_varies():
