@@ -14,7 +14,8 @@ from env.robomimic.scripted import ScriptedExpert
 _TOP, _LEG, _BASE = 0, 1, 2
 _RADIUS, _RIM = 0.1, 0.0955  # m: of the top, of the middle of its rim
 _HEAD = 0.0296  # m from the leg's origin: middle of its head
-_CROSS = 0.0115  # m above the base's origin: so high on its cross that the fingers' ends do not come down on the leg
+_CROSS = 0.006  # m above the base's origin: where its cross is grasped
+_HIGH = 0.0115  # the same where it is screwed: the fingers' ends must not come down on the leg
 _OUTER = 0.137  # m from the top's centre: the outer finger of a hand that is open over the rim
 _SEGMENT = math.tau / 16  # rad: the rim is a polygon
 
@@ -29,7 +30,7 @@ class _RoundTable(Handler):
             0, lambda: 0, self.pick_leg, Grasp(_HEAD, first=math.radians(self.rng.uniform(160, 180)))
         )
         yield from self.rise(0.2)
-        yield from self.attach(1, lambda: 0, self.pick_base, Grasp(_CROSS, math.pi / 2, math.pi / 4, clear=0.035))
+        yield from self.attach(1, lambda: 0, self.pick_base, Grasp(_HIGH, math.pi / 2, math.pi / 4, clear=0.035))
         yield from self.rise(0.25)
 
     def settle(self) -> Script:
