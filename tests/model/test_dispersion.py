@@ -47,9 +47,9 @@ def reports(early: float, mid: float, late: float) -> dict[str, dict[str, float]
     return {layer: {"effective_rank": x} for layer, x in zip(CANDIDATES, (early, mid, late), strict=True)}
 
 
-def test_the_layer_of_lowest_rank_is_chosen_over_all_reports():
-    assert choose_layer([reports(3, 2, 5)]) == "mid"
-    assert choose_layer([reports(3, 2, 5), reports(3, 9, 5)]) == "early"
+def test_the_layer_of_highest_rank_is_chosen_over_all_reports():
+    assert choose_layer([reports(3, 7, 5)]) == "mid"
+    assert choose_layer([reports(6, 7, 5), reports(6, 3, 5)]) == "early"
 
 
 def test_nothing_is_dispersed_until_the_layer_is_chosen():
@@ -58,8 +58,8 @@ def test_nothing_is_dispersed_until_the_layer_is_chosen():
     first = model.loss(batch(0), torch.Generator().manual_seed(0))
     assert torch.equal(first.total, plain.loss(batch(0), torch.Generator().manual_seed(0)).total)
     assert set(first.parts) == {"diffusion loss"} and model.diagnostics(batch(0)) == {}
-    assert model.dispersion.consider(reports(3, 4, 2)) is None and model.dispersion.undecided
-    assert model.dispersion.consider(reports(3, 4, 2)) == "late"
+    assert model.dispersion.consider(reports(3, 2, 4)) is None and model.dispersion.undecided
+    assert model.dispersion.consider(reports(3, 2, 4)) == "late"
     assert model.dispersion.modules == [model.network.hidden_layers[2]]
     again = model.loss(batch(0), torch.Generator().manual_seed(0))
     fixed = DiffusionModel(model.network, TA, DO, DA, 11, use_dispersive_loss=True, dispersive_loss_layer="late")
@@ -218,16 +218,16 @@ SETTINGS = {"dispersive_loss_layer": "auto", "dispersive_loss_weight": "adaptive
 @pytest.mark.parametrize("chosen_before", [False, True])
 def test_its_state_is_all_there_is(chosen_before: bool):
     whole = collapsed(**SETTINGS, dispersive_auto_epochs=2)
-    whole.dispersion.consider(reports(5, 3, 4))
+    whole.dispersion.consider(reports(3, 5, 4))
     if chosen_before:
-        whole.dispersion.consider(reports(5, 3, 4))
+        whole.dispersion.consider(reports(3, 5, 4))
     train(whole, ADAPT_EVERY + 3)
     resumed = policy(**SETTINGS, dispersive_auto_epochs=2)
     resumed.load_state_dict(whole.state_dict())
     resumed.dispersion.load_state_dict(whole.dispersion.state_dict())
     for model in (whole, resumed):
         if not chosen_before:
-            assert model.dispersion.consider(reports(5, 3, 4)) == "mid"
+            assert model.dispersion.consider(reports(3, 5, 4)) == "mid"
     assert resumed.dispersion.settings.layer == "mid"
     for a, b in zip(train(whole, ADAPT_EVERY, 100), train(resumed, ADAPT_EVERY, 100), strict=True):
         assert torch.equal(a, b)
