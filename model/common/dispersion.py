@@ -141,6 +141,7 @@ class Dispersion:
             "seen": self.seen,
             "weight": self.weight,
             "log_ratio": self._log_ratio,
+            "ranks": dict(self.ranks),
             "steps": self.steps,
             "queues": list(self._queues),
         }
@@ -151,6 +152,7 @@ class Dispersion:
             self._settle(state["layer"])
         self.seen, self.steps, self._log_ratio = list(state["seen"]), state["steps"], state["log_ratio"]
         self.weight, self._queues = state["weight"], list(state["queues"])
+        self.ranks = dict(state.get("ranks", {}))  # older checkpoints have none
 
     def _settle(self, layer: str) -> None:
         self.settings = replace(self.settings, layer=layer)

@@ -503,7 +503,9 @@ def test_what_the_regulariser_learned_survives_a_kill(data, tmp_path, killed_aft
     ranks = {
         layer: sum(row[f"features/{layer}/effective_rank"] for row in rows[:3]) for layer in ("early", "mid", "late")
     }
-    assert state["layer"] == min(ranks, key=ranks.get)
+    assert state["layer"] == max(ranks, key=ranks.get)
     assert f"auto chose {state['layer']}" in caplog.text
-    assert state["weight"] > 0 and tuple(state["queues"][0].shape) == (7, 31)
-    assert rows[-1]["train/dispersive weight"] > 0 and rows[-1]["features/late/neighbour_agreement"] is not None
+    assert tuple(state["queues"][0].shape) == (7, 31)
+    assert state["ranks"] == {key: rows[-1][f"dispersive/{key}"] for key in ("feature_rank", "state_rank")}
+    assert (state["weight"] > 0) == (state["ranks"]["feature_rank"] < state["ranks"]["state_rank"])
+    assert rows[-1]["train/dispersive weight"] == state["weight"] and rows[-1]["features/late/neighbour_agreement"] is not None
