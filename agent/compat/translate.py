@@ -93,7 +93,11 @@ def translate(cfg: DictConfig, overrides: Iterable[str] = ()) -> Translation:
             notes.add("idle", f"train.{key}", f"{name} never reads it")
     {"pretrain": _pretrain, "finetune": _finetune, "eval": _eval}[agent.stage](tree, names, notes)
     if tree["benchmark"] == "furniture" and "env" in tree and tree["env"].get("simulator") != "isaacgym":
-        notes.add("otherwise", "env.specific", "simulated by our re-implementation on MuJoCo (env.simulator=isaacgym: original)")
+        notes.add(
+            "otherwise",
+            "env.specific",
+            "simulated by our re-implementation on MuJoCo (env.simulator=isaacgym: original)",
+        )
     _devices(tree, notes)
     notes.drop_unread(tree, schema(tree) | {"wandb": _base("run")["wandb"]}, "", _sources(cfg))
     return Translation(_on_base(tree, agent), notes, missing)

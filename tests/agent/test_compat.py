@@ -113,7 +113,15 @@ def test_every_policy_builds_with_the_published_keys(every):
     for row, found in every.items():
         known.setdefault(json.dumps(OmegaConf.to_container(found.cfg.model)), row)
     assert {json.loads(content)["_target_"].rpartition(".")[2] for content in known} >= {
-        *("DiffusionModel", "GaussianModel", "GMMModel", "PPODiffusion", "PPOExactDiffusion", "PPO_Gaussian", "PPO_GMM"),
+        *(
+            "DiffusionModel",
+            "GaussianModel",
+            "GMMModel",
+            "PPODiffusion",
+            "PPOExactDiffusion",
+            "PPO_Gaussian",
+            "PPO_GMM",
+        ),
         *(f"{name}Diffusion" for name in ("RWR", "AWR", "DIPO", "DQL", "IDQL", "QSM")),
         *(f"{name}_Gaussian" for name in ("SAC", "RLPD", "CalQL", "IBRL")),
     }
@@ -221,7 +229,9 @@ def test_algorithms_count_as_they_did(every):
     assert (fewer.train.ft_denoising_steps_d, fewer.train.ft_denoising_steps_t) == (1, 5)
 
 
-@pytest.mark.parametrize("leaf", [f"gym/finetune/{body}-v2" for body in ("hopper", "halfcheetah")] + ["robomimic/finetune/can"])
+@pytest.mark.parametrize(
+    "leaf", [f"gym/finetune/{body}-v2" for body in ("hopper", "halfcheetah")] + ["robomimic/finetune/can"]
+)
 def test_our_leaves_of_exact_likelihoods_are_the_published_ones(leaf):
     """But for how the flow is integrated; and Hopper's published file has Mish for a network of ReLU."""
     row = f"{leaf}/ft_ppo_exact_diffusion_mlp"
@@ -303,11 +313,22 @@ def test_values_go_where_they_belong(every):
     )
     assert (pre.env_name, pre.wandb.entity, pre.ema.per) == ("can", None, "epoch")
     table = every["d2ppo/furniture/finetune/round_table_med/ft_ppo_diffusion_unet"].cfg
-    assert (table.env.specific.furniture, table.env.specific.randomness, table.env.simulator) == ("round_table", "med", "engine")
-    assert (table.train.time_limit, table.task.dataset, table.train.batch_size) == ("terminal", "round_table_med", 8800 * 5)
+    assert (table.env.specific.furniture, table.env.specific.randomness, table.env.simulator) == (
+        "round_table",
+        "med",
+        "engine",
+    )
+    assert (table.train.time_limit, table.task.dataset, table.train.batch_size) == (
+        "terminal",
+        "round_table_med",
+        8800 * 5,
+    )
     assert table.normalization_path == "some data/furniture/round_table_med/normalization.pth"  # read, too
     lamp = every["dppo/furniture/pretrain/lamp_low/pre_diffusion_mlp"].cfg
-    assert (lamp.normalization_path, lamp.env_name) == ("some data/furniture/lamp_low/normalization.pth", "lamp_low_dim")
+    assert (lamp.normalization_path, lamp.env_name) == (
+        "some data/furniture/lamp_low/normalization.pth",
+        "lamp_low_dim",
+    )
     assert every["dppo/furniture/eval/one_leg_low/eval_diffusion_mlp"].cfg.n_episodes == 1000
     assert pre.normalization_path == "some data/robomimic/can/normalization.npz"  # both are still to be downloaded
 

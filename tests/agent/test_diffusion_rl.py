@@ -341,7 +341,9 @@ def test_warm_up():
 
 def test_images_are_refused_before_anything_is_run():
     """The published off-policy configurations have none. (Reckoning with them divided by the length of a chain that is not there.)"""
-    world = SimpleNamespace(obs_shapes={"state": (1, 1), "rgb": (1, 3, 2, 2)}, n_envs=3, act_steps=1, max_episode_steps=7)
+    world = SimpleNamespace(
+        obs_shapes={"state": (1, 1), "rgb": (1, 3, 2, 2)}, n_envs=3, act_steps=1, max_episode_steps=7
+    )
     algorithm = algorithm_of("dql")
     train = {**algorithm.train, "algorithm": "agent.finetune.dql.DQL"}
     shape = (algorithm.policy.n_chain_steps + 1, 1, 1)

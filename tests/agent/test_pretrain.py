@@ -508,4 +508,7 @@ def test_what_the_regulariser_learned_survives_a_kill(data, tmp_path, killed_aft
     assert tuple(state["queues"][0].shape) == (7, 31)
     assert state["ranks"] == {key: rows[-1][f"dispersive/{key}"] for key in ("feature_rank", "state_rank")}
     assert (state["weight"] > 0) == (state["ranks"]["feature_rank"] < state["ranks"]["state_rank"])
-    assert rows[-1]["train/dispersive weight"] == state["weight"] and rows[-1]["features/late/neighbour_agreement"] is not None
+    assert (
+        rows[-1]["train/dispersive weight"] == state["weight"]
+        and rows[-1]["features/late/neighbour_agreement"] is not None
+    )
