@@ -1,4 +1,4 @@
-"""Run an ablation: every cell of a grid is pre-trained and evaluated (or fine-tuned), and one table with intervals and one figure say what came out.
+"""Run an ablation: every cell of a grid is pre-trained and evaluated (or fine-tuned), and one table with intervals and figures say what came out.
 
     python script/ablate.py --config-dir=cfg/ablation --config-name=weight
     python script/ablate.py --config-dir=cfg/ablation --config-name=layer seeds=[0,1,2,3,4] jobs=2
@@ -28,7 +28,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agent.ablation.figure import ablation_figure
+from agent.ablation.figure import ablation_figure, curves_figure
 from agent.ablation.grid import Cell, cells_of
 from agent.ablation.outcome import Outcome, outcome_of, rows_of, write_table
 from agent.errors import UsageError
@@ -44,12 +44,13 @@ def report(cells: Sequence[Cell], cfg: dict[str, Any]) -> list[Outcome]:
         if outcome is not None:
             outcomes.append(outcome)
     if outcomes and cfg["part"] is None:
-        rows = rows_of(outcomes, cfg["reference"])
+        rows, title = rows_of(outcomes, cfg["reference"]), f"{cfg['name']}: {len(outcomes)} of {len(cells)} cells"
         files = [
             *write_table(rows, out),
-            ablation_figure(rows, out / "figure.png", f"{cfg['name']}: {len(outcomes)} of {len(cells)} cells"),
+            ablation_figure(rows, out / "figure.png", title),
+            curves_figure(outcomes, out / "curves.png", title),
         ]
-        sys.stdout.write((out / "table.md").read_text() + "".join(f"{file}\n" for file in files))
+        sys.stdout.write((out / "table.md").read_text() + "".join(f"{file}\n" for file in files if file))
     return outcomes
 
 

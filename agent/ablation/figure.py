@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from agent.ablation.outcome import Outcome
+
 _ROW, _TITLE, _COLUMN, _LABELS = 0.3, 0.75, 4.2, 1.6  # inches
 
 Panel = list[Mapping[str, Any]]
@@ -41,6 +45,41 @@ def ablation_figure(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
                 _draw(axis, panel, reference_row(rows, task))
                 axis.set_title(f"{grid}: {task}" if task else grid, loc="left", fontsize=10)
     figure.supxlabel(f"{rows[0]['measured']}: mean over training seeds (small dots) with its 95 % interval", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def curves_figure(outcomes: Sequence[Outcome], path: Path, title: str) -> Path | None:
+    """Fine-tuning as it went, PNG: a panel for each task, a line for each setting (the mean of its training seeds), every seed behind it as a
+    thin one. Scores in between are of fewer episodes than the table's, which is the last. None, and no file, where nothing was fine-tuned.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines: dict[str, dict[str, list[Outcome]]] = {}
+    for outcome in outcomes:
+        if outcome.curve:
+            label = next(", ".join(axes.values()) for axes in outcome.cell.labels.values())
+            lines.setdefault(outcome.cell.task, {}).setdefault(label, []).append(outcome)
+    if not lines:
+        return None
+    figure = Figure(figsize=(7.2 * len(lines), 4.6), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (task, settings) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items(), strict=True):
+        for k, (label, found) in enumerate(settings.items()):
+            colour, dash = colormaps["tab10"](k % 10), ("-", "--")[k // 10 % 2]
+            for outcome in found:
+                axis.plot(*np.transpose(outcome.curve), color=colour, lw=0.7, alpha=0.4)
+            shared = sorted(set.intersection(*({x for x, _ in outcome.curve} for outcome in found)))
+            means = [np.mean([dict(outcome.curve)[x] for outcome in found]) for x in shared]
+            axis.plot(shared, means, dash, color=colour, lw=2, label=label)
+        solvable = next(iter(settings.values()))[0].solvable
+        axis.set(xlabel="environment steps", ylabel="success rate" if solvable else "return", title=task)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -37,6 +37,9 @@ class Outcome:
     env_steps: float = math.nan  # of fine-tuning
     per_iteration: float = math.nan  # seconds of fine-tuning, evaluations apart: the median
     env_steps_per_s: float = math.nan  # of such an iteration
+    curve: tuple[
+        tuple[float, float], ...
+    ] = ()  # environment steps of fine-tuning, and the mean score of an evaluation then
 
 
 def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | None:
@@ -52,6 +55,9 @@ def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | N
     key = "successes" if solvable else "returns"
     seconds = sum(result.get("wall_seconds", result.get("seconds", 0.0)) for result in results.values())
     tuned = results.get("finetune", {})
+    curve = _curve(folder / "finetune" / METRICS, "eval/success_rate" if solvable else "eval/episode_return")
+    if "env_steps" in tuned:
+        curve = (*curve, (float(tuned["env_steps"]), float(np.mean(measured[key]))))
     return Outcome(
         cell,
         [float(x) for x in measured[key]],
@@ -62,6 +68,7 @@ def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | N
         [float(x) for x in tuned["before"][key]] if tuned.get("before") else None,
         float(tuned.get("env_steps", math.nan)),
         *_pace(folder / "finetune" / METRICS),
+        curve,
     )
 
 
@@ -173,6 +180,11 @@ def _pace(metrics: Path) -> tuple[float, float]:
         return math.nan, math.nan
     middle = float(np.median(seconds))
     return middle, float(np.median(np.diff(counts))) / middle
+
+
+def _curve(metrics: Path, key: str) -> tuple[tuple[float, float], ...]:
+    rows = read_metrics(metrics) if metrics.is_file() else ()
+    return tuple((float(row["env_steps"]), float(row[key])) for row in rows if row.get(key) is not None)
 
 
 def _steps_to(metrics: Path, threshold: float | None) -> float:

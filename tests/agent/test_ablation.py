@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from agent import checkpoint
-from agent.ablation.figure import ablation_figure, reference_row
+from agent.ablation.figure import ablation_figure, curves_figure, reference_row
 from agent.ablation.grid import Cell, cells_of
 from agent.ablation.outcome import outcome_of, rows_of, write_table
 from agent.dataset.demos import save_demos
@@ -124,7 +124,7 @@ def test_every_algorithm_is_compared_on_its_own_start():
     assert all(found[label].stages[0] == found["PPO"].stages[0] for label in denoise)  # one base
     assert {found[label].stages[1][2]["train.n_train_itr"] for label in denoise | {"ReinFlow", "MeanFlow"}} == {50}
     assert [stage[0] for stage in found["SAC"].stages] == ["finetune"]
-    assert found["RLPD"].settings["train.n_train_itr"] == 250 and "model.n_critics" not in found["SAC"].settings
+    assert found["RLPD"].settings["train.n_train_itr"] == 125 and "model.n_critics" not in found["SAC"].settings
     assert found["IBRL"].stages[0][2] == {"train.n_epochs": 20, "train.save_model_freq": 20}
 
 
@@ -149,6 +149,7 @@ def test_what_fine_tuning_gained_and_cost_by_hand(tmp_path: Path):
         result = {"before": before, "after": after, "env_steps": 360, "wall_seconds": 1}
         (folder / "finetune" / "result.json").write_text(json.dumps(result))
     outcomes = [outcome_of(cell, tmp_path / cell.folder, None) for cell in cells]
+    assert outcomes[0].curve == ((0, 1), (360, 12.5 + 10))  # 5 and 20 before
     a, b = rows_of(outcomes, {"finetune": "can/a"})
     assert (a["setting"], a["gain"], a["gain_low"], a["env_steps"]) == ("algorithm=a", 10, 10, 360)
     assert (a["seconds_per_iteration"], a["env_steps_per_s"], a["relative_iteration"]) == (3, (60 + 30) / 2, 1)
@@ -236,6 +237,9 @@ def test_locomotion_is_measured_by_returns_and_fine_tuning_by_its_own_evaluation
     )
     outcome = outcome_of(tuned, tmp_path / "b", 0.55)
     assert outcome.scores == [1, 1, 0] and outcome.steps_to == 400 and outcome.seconds == 16.0
+    assert outcome.curve == ((0, 0.1), (400, 0.6), (600, 0.5))
+    assert curves_figure([outcome], tmp_path / "c.png", "x").read_bytes()[:4] == b"\x89PNG"
+    assert curves_figure([outcome_of(cell, tmp_path / "a", None)], tmp_path / "d.png", "x") is None
     assert math.isnan(outcome_of(tuned, tmp_path / "b", 0.7).steps_to)
 
 
