@@ -124,7 +124,7 @@ def test_every_algorithm_is_compared_on_its_own_start():
     assert all(found[label].stages[0] == found["PPO"].stages[0] for label in denoise)  # one base
     assert {found[label].stages[1][2]["train.n_train_itr"] for label in denoise | {"ReinFlow", "MeanFlow"}} == {50}
     assert [stage[0] for stage in found["SAC"].stages] == ["finetune"]
-    assert found["RLPD"].settings["train.n_train_itr"] == 125 and "model.n_critics" not in found["SAC"].settings
+    assert found["RLPD"].settings["train.n_train_itr"] == 100 and "model.n_critics" not in found["SAC"].settings
     assert found["IBRL"].stages[0][2] == {"train.n_epochs": 20, "train.save_model_freq": 20}
 
 
