@@ -1,13 +1,14 @@
 """The parts of Furniture-Bench's three tasks from primitives, as MJCF: sizes in metres, measured on the published meshes, each in its
 mesh's own frame.
 
-What may touch what is a matter of bits (``GENERAL`` geoms have both of the first two):
+What may touch what is a matter of bits (``GENERAL`` geoms are ``FIT``, ``SHELL`` and ``WALL``):
 
 * ``FIT``: pegs, nuts and the walls of bores; ``SHELL``: solid outsides, which pegs pass through because the bore in them is made of
   ``FIT`` walls;
 * ``REST``: what may lie on the table (few geoms do, so that a part at rest has a few contacts and not dozens);
 * ``HAND``: what the hand touches, which is all but cylinders, collars and the walls of a bore in something narrower than these;
-* ``LID``: the feet of the lamp's hood and the ledge they rest on; ``WALL``: what a round table's rim is to the obstacles.
+* ``LID``: the feet of the lamp's hood and the ledge they rest on; ``WALL``: what meets the obstacles, which is all but table tops and bores: a top
+  has edges of its own for them, because two boxes side by side have eight contacts.
 
 All that meets anything but the table is a box, a sphere or a capsule: contacts of cylinders cost five times as much. A peg is a capsule (it
 finds its hole) and the thread is no shape at all: see ``screw.py``.
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from env.d3il.panda import text
 
 FIT, SHELL, REST, LID, WALL, HAND = 1, 2, 4, 8, 16, 32
-GENERAL = FIT | SHELL
+TOP = FIT | SHELL
+GENERAL = TOP | WALL
 PEG = 0.0095  # m, radius of what stands for a peg of 10 with thread crests at 12.2
 BORE = 0.0125  # m, radius
 RIM = 0.022  # m: how far a bore's walls reach, beyond the corners of the square that the bore is
@@ -56,7 +58,7 @@ def joined(values: Iterable[str]) -> str:
 
 
 def _geom(kind: str, size: Sequence[float], at: Sequence[float], bits: int, more: str = "") -> str:
-    affinity = bits & ~REST | (HAND if bits & (SHELL | HAND) else 0)
+    affinity = bits & ~(REST | WALL) | (HAND if bits & (SHELL | HAND) else 0)
     return f'<geom type="{kind}" size="{text(size)}" pos="{text(at)}" contype="{bits & ~HAND}" conaffinity="{affinity}" class="part" {more}/>'
 
 
@@ -77,11 +79,16 @@ def ball(radius: float, at: Sequence[float], bits: int) -> str:
     return _geom("sphere", (radius,), at, bits)
 
 
+def rod(radius: float, start: Sequence[float], end: Sequence[float], bits: int) -> str:
+    """A capsule without mass between two points."""
+    return f'<geom type="capsule" size="{radius}" fromto="{text((*start, *end))}" contype="{bits}" conaffinity="0" class="part" mass="0"/>'
+
+
 def peg(tip: float, root: float, along: str = "y") -> str:
     """A peg about the y or z axis from ``root`` to its rounded ``tip``."""
     inward = math.copysign(PEG, root - tip)
     ends = [(0, end, 0) if along == "y" else (0, 0, end) for end in (tip + inward, root)]
-    return f'<geom type="capsule" size="{PEG}" fromto="{text((*ends[0], *ends[1]))}" contype="{FIT}" conaffinity="{FIT | HAND}" class="part"/>'
+    return f'<geom type="capsule" size="{PEG}" fromto="{text((*ends[0], *ends[1]))}" contype="{FIT | WALL}" conaffinity="{FIT | HAND}" class="part"/>'
 
 
 def bore(
@@ -119,14 +126,19 @@ def _ring(n: int, radius: float, half: Sequence[float], height: float, lean: flo
 
 
 def _square_table_top() -> str:
-    corner, high = 0.05625, 0.0156
-    floor = box((0.08125, 0.0015625, 0.08125), (0, -0.0140625, 0), GENERAL | REST)
+    corner, high, edge, round_ = 0.05625, 0.0156, 0.08125, 0.008
+    floor = box((edge, 0.0015625, edge), (0, -0.0140625, 0), TOP | REST)
     rims = joined(
-        box((0.003125, high - 0.001, 0.08125), (s * 0.078125, 0.001, 0))
-        + box((0.075, high - 0.001, 0.003125), (0, 0.001, s * 0.078125))
+        box((0.003125, high - 0.001, edge), (s * 0.078125, 0.001, 0), TOP)
+        + box((0.075, high - 0.001, 0.003125), (0, 0.001, s * 0.078125), TOP)
         for s in (-1, 1)
     )
-    return floor + rims + "".join(bore(-0.0125, high, (x, z)) for x in (-corner, corner) for z in (-corner, corner))
+    out, end = edge - round_, edge - 2 * round_
+    edges = joined(
+        rod(round_, (s * out, 0, -end), (s * out, 0, end), WALL) + rod(round_, (-end, 0, s * out), (end, 0, s * out), WALL)
+        for s in (-1, 1)
+    ) + box((edge - 0.001, high - 0.001, edge - 0.001), (0, 0, 0), WALL, 'mass="0"')
+    return floor + rims + edges + "".join(bore(-0.0125, high, (x, z)) for x in (-corner, corner) for z in (-corner, corner))
 
 
 def _leg() -> str:
@@ -137,8 +149,8 @@ def _lamp_base() -> str:
     """Foot down (+y), flange up."""
     return (
         bore(-0.0458, -0.015)
-        + box((0.0275, 0.0019, 0.0275), (0, -0.0439, 0), SHELL)
-        + box((0.028, 0.006, 0.028), (0, 0.002, 0), SHELL)
+        + box((0.0275, 0.0019, 0.0275), (0, -0.0439, 0), SHELL | WALL)
+        + box((0.028, 0.006, 0.028), (0, 0.002, 0), SHELL | WALL)
         + box((0.04235, 0.0046, 0.04235), (0, 0.0126, 0), GENERAL | REST)
         + box((0.046, 0.001, 0.046), (0, -0.0387, 0), LID)
     )
@@ -148,7 +160,7 @@ def _lamp_bulb() -> str:
     return (
         peg(-0.053, -0.022)
         + cylinder(0.0224, -0.022, -0.013, REST)
-        + ball(0.0175, (0, 0, 0), SHELL)
+        + ball(0.0175, (0, 0, 0), SHELL | WALL)
         + ball(0.03, (0, 0.038, 0), GENERAL | REST)
     )
 
@@ -169,8 +181,8 @@ def _round_table_top() -> str:
     return (
         cylinder(0.1, 0.0, 0.004, REST, "z")
         + _geom("sphere", (0.1,), (0, 0, 0.002), WALL, 'mass="0"')
-        + box((0.068, 0.068, 0.002), (0, 0, 0.002))
-        + _ring(16, 0.0953, (0.003, 0.0065, 0.0192), 0.0105, 0.0, GENERAL, "z")
+        + box((0.068, 0.068, 0.002), (0, 0, 0.002), TOP)
+        + _ring(16, 0.0953, (0.003, 0.0065, 0.0192), 0.0105, 0.0, TOP, "z")
         + bore(0.005, 0.03125, along="z")
         + box((0.015, 0.015, 0.0136), (0, 0, 0.0176), SHELL)
     )
@@ -179,18 +191,18 @@ def _round_table_top() -> str:
 def _round_table_leg() -> str:
     return (
         peg(-0.0394, -0.013)
-        + ball(0.0162, (0, 0.0032, 0), SHELL)
+        + ball(0.0162, (0, 0.0032, 0), SHELL | WALL)
         + cylinder(0.02125, 0.013, 0.0519, REST)
-        + ball(0.02125, (0, 0.0296, 0), SHELL)
+        + ball(0.02125, (0, 0.0296, 0), SHELL | WALL)
         + bore(0.024, 0.0519, bits=FIT)
     )
 
 
 def _round_table_base() -> str:
     """A cross that stands on its peg (towards -z)."""
-    tip = box((0.0065, 0.0065, 0.0015), (0, 0, -0.02725), FIT | REST)
-    bars = box((0.065, 0.012, 0.006125), (0, 0, 0.005125), GENERAL | REST) + box(
-        (0.012, 0.065, 0.006125), (0, 0, 0.005125), GENERAL | REST
+    tip = box((0.0065, 0.0065, 0.0015), (0, 0, -0.02725), REST)
+    bars = box((0.065, 0.012, 0.006125), (0, 0, 0.005125), SHELL | WALL | REST) + box(
+        (0.012, 0.065, 0.006125), (0, 0, 0.005125), SHELL | WALL | REST
     )
     return peg(-0.0285, -0.001, "z") + tip + bars
 

@@ -22,7 +22,7 @@ from env.d3il.panda import text
 from env.furniture.arm import GRIPPER_FORCE
 from env.furniture.facts import Furniture
 from env.furniture.looks import HIDDEN, assets, looks
-from env.furniture.parts import FIRM, GENERAL, HAND, PARTS, REST, WALL, joined, nut
+from env.furniture.parts import FIRM, HAND, PARTS, REST, WALL, joined, nut
 from env.furniture.screw import FRICTION_TORQUE, PITCH
 
 DT = 0.004  # s
@@ -30,6 +30,8 @@ START_JOINTS = (-0.02630888, 0.3758795, 0.12485036, -2.1383357, -0.09431414, 2.4
 STIFFNESS, DAMPING = 1000.0, 200.0  # N m/rad, N m s/rad of the arm's joints
 DRAG = 1e-4  # N s/m, N m s/rad of a part: else what is round would roll away for ever
 EE_FROM_HAND = 0.103399  # m along the hand's axis
+# how much stiffer friction is than contact: solving takes longer the larger it is, and a smooth part slips out of the fingers where it is small
+IMPRATIO = {"one_leg": 1, "lamp": 10, "round_table": 3}
 OBSTACLE_CENTRE = (0.6815, 0.0, 0.015)  # m, of the front one
 OBSTACLES = (  # centre relative to the front one's, half sizes
     ("front", (0.0, 0.0, 0.0), (0.01, 0.175, 0.015)),
@@ -83,7 +85,7 @@ def scene(furniture: Furniture, visual: bool = False) -> str:
     world = _surroundings(visual) + _arm(furniture.gripper_width, visual) + parts
     return (
         '<mujoco model="furniture"><compiler angle="radian" autolimits="true"/>'
-        f'<option timestep="{DT}" integrator="implicitfast" cone="elliptic" impratio="10"/><size memory="4M"/>'
+        f'<option timestep="{DT}" integrator="implicitfast" cone="elliptic" impratio="{IMPRATIO[furniture.name]}"/><size memory="4M"/>'
         '<default><geom friction=".15"/><default class="part"><geom condim="4" friction=".15 .002 .0001" '
         f'group="{HIDDEN if visual else 0}"/></default><default class="arm"><joint armature=".1"/></default></default>'
         f"{_LOOKS.replace('</asset>', assets(furniture) + '</asset>') if visual else ''}<worldbody>{world}</worldbody>"
@@ -172,7 +174,7 @@ _LOOKS = (
 def _surroundings(visual: bool) -> str:
     """Table (its friction counts, not the parts'), obstacles, and what one sees by."""
     obstacles = joined(
-        f'<geom name="obstacle_{name}" type="box" pos="{text(at)}" size="{text(half)}" contype="{GENERAL}" conaffinity="{GENERAL | WALL | HAND}" '
+        f'<geom name="obstacle_{name}" type="box" pos="{text(at)}" size="{text(half)}" contype="0" conaffinity="{WALL | HAND}" '
         f'{FIRM} rgba=".3 .3 .33 1"/>'
         for name, at, half in OBSTACLES
     )
