@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ def run_cell(cell: Cell, out: Path, data_root: str, threads: int) -> None:
                 {"task": cell.task, "seed": cell.seed, "stages": cell.stages, "grids": cell.labels}, indent=1
             ).encode()
         )
+    share_base(cell, out)
     trained: str | None = None
     for stage, leaf, settings in cell.stages:
         logdir = folder / stage
@@ -73,6 +75,26 @@ def run_cell(cell: Cell, out: Path, data_root: str, threads: int) -> None:
         else:
             run.execute(cfg)
         trained = json.loads(result.read_text()).get("checkpoint")
+
+
+def share_base(cell: Cell, out: Path) -> bool:
+    """Copy the pre-training of another cell that is the same and finished, if ``cell`` has none yet; returns whether it did."""
+    first = json.loads(json.dumps(cell.stages[0]))
+    target = out / "cells" / cell.folder / first[0]
+    if first[0] != "pretrain" or target.exists():
+        return False
+    for file in sorted((out / "cells").glob("*/cell.json")):
+        other, source = json.loads(file.read_text()), file.parent / first[0]
+        if (other["seed"], other["stages"][0]) == (cell.seed, first) and (source / RESULT).is_file():
+            copy = target.with_name(f".{first[0]}.{os.getpid()}")
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".*"))
+            result = json.loads((copy / RESULT).read_text())
+            result["checkpoint"] = str(target / "checkpoint" / Path(result["checkpoint"]).name)
+            (copy / RESULT).write_text(json.dumps(result, indent=2))
+            copy.rename(target)
+            logging.getLogger(__name__).info("the base of %s: the same pre-training", file.parent.name)
+            return True
+    return False
 
 
 def composed(leaf: str, settings: dict[str, Any]) -> DictConfig:

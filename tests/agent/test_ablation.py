@@ -207,6 +207,32 @@ def test_a_row_by_hand(tmp_path: Path):
     assert ablation_figure(rows, tmp_path / "f.png", "x").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_cells_of_one_base_train_it_once(tmp_path: Path):
+    """What is copied is whole and refers to itself; another seed, or other settings of pre-training, are another base."""
+    tuned = {
+        "algorithm": {
+            "a": {"finetune": "{task}/a"},
+            "b": {"finetune": "{task}/b"},
+            "c": {"finetune": "{task}/b", "w": 2},
+        }
+    }
+    a, _, b, other_seed, c, _ = cells_of(config(evaluate=None, grids={"g": tuned}))
+    base = tmp_path / "cells" / a.folder / "pretrain"
+    (base / "checkpoint").mkdir(parents=True)
+    (base / "checkpoint" / "state_3.pt").write_bytes(b"weights")
+    (base / ".lock").touch()
+    about = {"task": a.task, "seed": a.seed, "stages": a.stages, "grids": a.labels}
+    (base.parent / "cell.json").write_text(json.dumps(about))
+    assert not ablation_cells.share_base(b, tmp_path)  # not finished
+    (base / "result.json").write_text(json.dumps({"checkpoint": str(base / "checkpoint" / "state_3.pt"), "epochs": 3}))
+    assert [ablation_cells.share_base(cell, tmp_path) for cell in (b, b, other_seed, c)] == [True, False, False, False]
+    mine = tmp_path / "cells" / b.folder / "pretrain"
+    result = json.loads((mine / "result.json").read_text())
+    assert result == {"checkpoint": str(mine / "checkpoint" / "state_3.pt"), "epochs": 3}
+    assert Path(result["checkpoint"]).read_bytes() == b"weights" and not (mine / ".lock").exists()
+    assert [path.name for path in mine.parent.iterdir()] == ["pretrain"]
+
+
 def test_a_cell_is_compared_with_the_reference_most_like_it(tmp_path: Path):
     cells = cells_of(config(seeds=[5], grids={"a": {"w": [0, 1], "batch": [32, 256]}}))
     scores = {(0, 32): [0, 0], (0, 256): [1, 0], (1, 32): [1, 1], (1, 256): [1, 1]}

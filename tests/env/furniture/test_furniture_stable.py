@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from env.engine.batch import EngineVectorEnv
 from env.furniture import assembly
-from env.furniture.facts import FURNITURE, POSE, ROBOT_STATE, TAG_TO_ROBOT, euler
+from env.furniture.facts import FURNITURE
+from script.check_furniture import HANDS, Vandal, Watch, main, play
 
 EPISODES, STEPS = 5, 120  # of each task; issue 8's bar is about 500 whole episodes
-
-
-class Vandal:
-    """Goals near a part or anywhere, upright or not, gripper open or closed, kept for a while: (n, D) observations -> (n, 10) actions."""
-
-    def __init__(self, n: int, n_parts: int, rng: np.random.Generator) -> None:
-        self.rng, self.n_parts, self.left, self.goal = rng, n_parts, np.zeros(n, int), np.zeros((n, 10))
-
-    def act(self, obs: np.ndarray) -> np.ndarray:
-        for row in np.flatnonzero(self.left == 0):
-            self.goal[row], self.left[row] = self._draw(obs[row]), self.rng.integers(3, 25)
-        self.left -= 1
-        return self.goal.copy()
-
-    def _draw(self, row: np.ndarray) -> np.ndarray:
-        rng, at = self.rng, ROBOT_STATE + POSE * self.rng.integers(self.n_parts)
-        place = TAG_TO_ROBOT[1] @ row[at : at + 3] + TAG_TO_ROBOT[0] + rng.normal(size=3) * (0.02, 0.02, 0.03)
-        if rng.random() < 0.3:
-            place = rng.uniform((0.3, -0.35, 0.0), (0.75, 0.35, 0.3))
-        tilt = (180.0, 0.0) if rng.random() < 0.8 else rng.uniform(-180, 180, 2)
-        turn = euler(*tilt, rng.uniform(-180, 180))
-        return np.concatenate([place, turn[:2].ravel(), [rng.choice((-1.0, 1.0))]])
 
 
 @pytest.mark.parametrize("name", FURNITURE)
@@ -43,7 +24,7 @@ def test_random_actions_break_nothing(name):
         Vandal(EPISODES, n_parts, np.random.default_rng(3)),
     )
     obs, model = venv.reset(list(range(9100, 9100 + EPISODES)))["state"][:, 0], venv.simulations.models[0]
-    heights = [model.joint(part).qposadr[0] + 2 for part in furniture.parts]
+    watch = Watch(venv)
     speeds = [model.joint(part).dofadr[0] + i for part in furniture.parts for i in range(3)]
     touched = np.zeros(EPISODES, bool)
     for _ in range(STEPS - 1):
@@ -52,7 +33,48 @@ def test_random_actions_break_nothing(name):
         assert not result.info["invalid"].any() and np.isfinite(obs).all()
         for row, data in enumerate(venv.simulations.data):
             touched[row] |= np.abs(data.qvel[speeds]).max() > 0.02
-            assert data.qpos[heights].min() > -0.005 and np.abs(data.qvel[speeds]).max() < 15.0
-            assert not any(warning.number for warning in data.warning)
+        watch.look(np.arange(EPISODES))
+        assert not watch.broken().any()
     assert touched.all()
     venv.close()
+
+
+def test_what_breaks_is_told_apart():
+    venv = EngineVectorEnv(assembly.family("lamp_low_dim"), 5, 1, 50, n_threads=1)
+    venv.reset(0)
+    data, watch = venv.simulations.data, Watch(venv)
+    joints = [venv.simulations.models[0].joint(part) for part in venv.family.furniture.parts]
+    data[1].qvel[joints[2].dofadr[0] + 1] = -16.0
+    data[2].qpos[joints[0].qposadr[0] + 2] = -0.006
+    data[3].qpos[joints[1].qposadr[0] + 2] = np.nan
+    watch.look(np.array([0, 1, 2, 3]))
+    assert watch.broken().tolist() == [False, True, True, True, False]
+    watch.forget(np.array([1]))
+    assert watch.broken().tolist() == [False, False, True, True, False]
+    venv.close()
+
+
+def test_command_counts_episodes_by_hand(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "one_leg_low",
+                "--episodes",
+                "5",
+                "--first-seed",
+                "9301",
+                "--steps",
+                "7",
+                "--json",
+                str(tmp_path / "a.json"),
+            ]
+        )
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert ended.value.code == 0 and told["played"] == dict(zip(HANDS, (2, 2, 1), strict=True))
+    assert told["unstable"] == {hand: [] for hand in HANDS} and "0 of 5 episodes unstable" in capsys.readouterr().out
+
+
+def test_unstable_episodes_are_named(monkeypatch):
+    monkeypatch.setattr("script.check_furniture.FASTEST", 0.0)
+    tally = play("one_leg_low", 4, 9311, steps=3)
+    assert tally.unstable == {"expert": [9311, 9314], "disturbed": [9312], "random": [9313]}
