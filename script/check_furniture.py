@@ -72,8 +72,8 @@ class Watch:
         """Judge these slots as they are now; to be called after every control step."""
         for i in rows:
             data = self._data[i]
-            self.speed[i] = max(self.speed[i], np.abs(data.qvel[self._speeds]).max())
-            self.depth[i] = min(self.depth[i], data.qpos[self._heights].min())
+            self.speed[i] = np.maximum(self.speed[i], np.abs(data.qvel[self._speeds]).max())
+            self.depth[i] = np.minimum(self.depth[i], data.qpos[self._heights].min())
             self.warned[i] |= any(warning.number for warning in data.warning)
 
     def broken(self) -> np.ndarray:
