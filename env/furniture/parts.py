@@ -135,10 +135,16 @@ def _square_table_top() -> str:
     )
     out, end = edge - round_, edge - 2 * round_
     edges = joined(
-        rod(round_, (s * out, 0, -end), (s * out, 0, end), WALL) + rod(round_, (-end, 0, s * out), (end, 0, s * out), WALL)
+        rod(round_, (s * out, 0, -end), (s * out, 0, end), WALL)
+        + rod(round_, (-end, 0, s * out), (end, 0, s * out), WALL)
         for s in (-1, 1)
     ) + box((edge - 0.001, high - 0.001, edge - 0.001), (0, 0, 0), WALL, 'mass="0"')
-    return floor + rims + edges + "".join(bore(-0.0125, high, (x, z)) for x in (-corner, corner) for z in (-corner, corner))
+    return (
+        floor
+        + rims
+        + edges
+        + "".join(bore(-0.0125, high, (x, z)) for x in (-corner, corner) for z in (-corner, corner))
+    )
 
 
 def _leg() -> str:
