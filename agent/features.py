@@ -51,7 +51,9 @@ def probe(policy: nn.Module, obs: Obs, generator: torch.Generator | None = None)
             policy.sample(obs, deterministic=True, noise=noise)
     finally:
         policy.train(training)
-    return {layer: outputs[-1].flatten(1).float() for layer, outputs in seen.items() if outputs}
+    found = {layer: outputs[-1].flatten(1).float() for layer, outputs in seen.items() if outputs}
+    each = {layer: len(z) // len(state) for layer, z in found.items()}  # samples per observation: of several the first
+    return {layer: z[:: each[layer]] for layer, z in found.items()}
 
 
 def diagnose(policy: nn.Module, obs: Obs, generator: torch.Generator | None = None) -> dict[str, float]:

@@ -14,10 +14,11 @@ from agent.errors import UsageError
 from agent.features import LAYERS, diagnose, probe, trained_network
 from agent.finetune.finetune import FinetuneAgent
 from agent.plots import read_metrics
-from model.common.critic import CriticObs
+from model.common.critic import CriticObs, CriticObsAct
 from model.common.gaussian import GaussianModel
 from model.common.mlp_gaussian import Gaussian_MLP
 from model.diffusion.diffusion import DiffusionModel
+from model.diffusion.diffusion_idql import IDQLDiffusion
 from model.diffusion.diffusion_ppo import PPODiffusion
 from model.diffusion.mlp_diffusion import DiffusionMLP
 from tests.smoke import runs
@@ -59,6 +60,27 @@ def test_of_a_fine_tuned_policy_it_is_the_copy_that_learns():
             parameter.mul_(0)
     assert all((z == 0).all() for z in probe(policy, obs(), torch.Generator().manual_seed(1)).values())
     assert all(z.any() for z in before.values())
+
+
+def test_of_several_samples_per_observation_the_first_counts():
+    """IDQL draws ``num_sample`` chunks for each; features are still one row per observation, in order."""
+    torch.manual_seed(0)
+    double = CriticObsAct(DO, [7, 7], DA, TA)
+    policy = IDQLDiffusion(
+        network(),
+        double,
+        CriticObs(DO, [7, 7]),
+        num_sample=5,
+        horizon_steps=TA,
+        obs_dim=DO,
+        action_dim=DA,
+        denoising_steps=7,
+    )
+    seen = []
+    policy.network.hidden_layers[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    found = probe(policy, obs(), torch.Generator().manual_seed(1))
+    assert found["late"].shape == (B, 19) and torch.equal(found["late"], seen[-1].view(B, 5, 19)[:, 0])
+    assert math.isfinite(diagnose(policy, obs())["features/late/neighbour_agreement"])
 
 
 def test_any_policy_with_three_hidden_layers_is_diagnosed():
