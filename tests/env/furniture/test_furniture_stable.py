@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -37,6 +38,24 @@ def test_random_actions_break_nothing(name):
         assert not watch.broken().any()
     assert touched.all()
     venv.close()
+
+
+@pytest.mark.parametrize(
+    "name, part, edge", [("one_leg", "square_table_top", 0.08125), ("round_table", "round_table_top", 0.1)]
+)
+def test_a_top_in_the_corner_has_few_contacts_and_stays_out_of_the_walls(name, part, edge):
+    family = assembly.family(f"{name}_low_dim")
+    model, data = family.model, mujoco.MjData(family.model)
+    family.begin(model, data, family.draw(np.random.default_rng(5)), np.zeros(family.memory_size))
+    front, left = (data.geom(f"obstacle_{which}") for which in ("front", "left"))
+    corner = np.array([front.xpos[0] - 0.01, left.xpos[1] - 0.01])
+    at, body = model.joint(part).qposadr[0], model.body(part).id
+    data.qpos[at : at + 2] = corner - edge - 0.001
+    data.xfrc_applied[body, :2] = 5.0, 7.0
+    mujoco.mj_step(model, data, nstep=250)
+    walls = [model.geom(f"obstacle_{which}").id for which in ("front", "left", "right")]
+    assert 2 <= np.isin(data.contact.geom, walls).any(1).sum() <= 4
+    assert np.abs(data.qpos[at : at + 2] - (corner - edge)).max() < 0.001
 
 
 def test_what_breaks_is_told_apart():
