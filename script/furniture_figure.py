@@ -31,7 +31,7 @@ from env.video import render_frames, write_video  # noqa: E402
 DEFAULT = ("one_leg_low", "lamp_low", "round_table_low")
 FIRST_SEED, TRIES, MOMENTS = 7001, 5, 5
 WIDTH, HEIGHT = 320, 240  # pixels
-AFTERWARDS = 8  # control steps that are shown after success
+AFTERWARDS = 20  # control steps that are shown after success
 STRIDE = 3  # control steps from one frame of the video to the next
 SPEED = 4  # times as fast as it happened
 
