@@ -5,7 +5,8 @@ What may touch what is a matter of bits (``GENERAL`` geoms are ``FIT``, ``SHELL`
 
 * ``FIT``: pegs, nuts and the walls of bores; ``SHELL``: solid outsides, which pegs pass through because the bore in them is made of
   ``FIT`` walls;
-* ``REST``: what may lie on the table (few geoms do, so that a part at rest has a few contacts and not dozens);
+* ``REST``: what may lie on the table (few geoms do, so that a part at rest has a few contacts and not dozens), enough of them to keep a part that
+  was knocked over out of it, whichever side it lies on;
 * ``HAND``: what the hand touches, which is all but cylinders, collars and the walls of a bore in something narrower than these;
 * ``LID``: the feet of the lamp's hood and the ledge they rest on; ``WALL``: what meets the obstacles, which is all but table tops and bores: a top
   has edges of its own for them, because two boxes side by side have eight contacts.
@@ -79,6 +80,11 @@ def ball(radius: float, at: Sequence[float], bits: int) -> str:
     return _geom("sphere", (radius,), at, bits)
 
 
+def _knobs(places: Iterable[Sequence[float]]) -> str:
+    """Balls without mass that a part rests on once it has been knocked over."""
+    return joined(_geom("sphere", (0.002,), at, REST, 'mass="0"') for at in places)
+
+
 def rod(radius: float, start: Sequence[float], end: Sequence[float], bits: int) -> str:
     """A capsule without mass between two points."""
     return f'<geom type="capsule" size="{radius}" fromto="{text((*start, *end))}" contype="{bits}" conaffinity="0" class="part" mass="0"/>'
@@ -88,7 +94,7 @@ def peg(tip: float, root: float, along: str = "y") -> str:
     """A peg about the y or z axis from ``root`` to its rounded ``tip``."""
     inward = math.copysign(PEG, root - tip)
     ends = [(0, end, 0) if along == "y" else (0, 0, end) for end in (tip + inward, root)]
-    return f'<geom type="capsule" size="{PEG}" fromto="{text((*ends[0], *ends[1]))}" contype="{FIT | WALL}" conaffinity="{FIT | HAND}" class="part"/>'
+    return f'<geom type="capsule" size="{PEG}" fromto="{text((*ends[0], *ends[1]))}" contype="{FIT | WALL | REST}" conaffinity="{FIT | HAND}" class="part"/>'
 
 
 def bore(
@@ -143,6 +149,7 @@ def _square_table_top() -> str:
         floor
         + rims
         + edges
+        + _knobs((x * (edge - 0.002), high - 0.002, z * (edge - 0.002)) for x in (-1, 1) for z in (-1, 1))
         + "".join(bore(-0.0125, high, (x, z)) for x in (-corner, corner) for z in (-corner, corner))
     )
 
@@ -155,7 +162,7 @@ def _lamp_base() -> str:
     """Foot down (+y), flange up."""
     return (
         bore(-0.0458, -0.015)
-        + box((0.0275, 0.0019, 0.0275), (0, -0.0439, 0), SHELL | WALL)
+        + box((0.0275, 0.0019, 0.0275), (0, -0.0439, 0), SHELL | WALL | REST)
         + box((0.028, 0.006, 0.028), (0, 0.002, 0), SHELL | WALL)
         + box((0.04235, 0.0046, 0.04235), (0, 0.0126, 0), GENERAL | REST)
         + box((0.046, 0.001, 0.046), (0, -0.0387, 0), LID)
@@ -190,7 +197,8 @@ def _round_table_top() -> str:
         + box((0.068, 0.068, 0.002), (0, 0, 0.002), TOP)
         + _ring(16, 0.0953, (0.003, 0.0065, 0.0192), 0.0105, 0.0, TOP, "z")
         + bore(0.005, 0.03125, along="z")
-        + box((0.015, 0.015, 0.0136), (0, 0, 0.0176), SHELL)
+        + box((0.015, 0.015, 0.0136), (0, 0, 0.0176), SHELL | REST)
+        + _knobs((0.0953 * x, 0.0953 * y, 0.015) for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)))
     )
 
 

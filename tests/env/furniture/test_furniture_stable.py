@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import mujoco
@@ -11,6 +12,8 @@ import pytest
 from env.engine.batch import EngineVectorEnv
 from env.furniture import assembly
 from env.furniture.facts import FURNITURE
+from env.furniture.parts import FIT, SHELL
+from env.furniture.scene import build
 from script.check_furniture import HANDS, Vandal, Watch, main, play
 
 EPISODES, STEPS = 5, 120  # of each task; issue 8's bar is about 500 whole episodes
@@ -56,6 +59,37 @@ def test_a_top_in_the_corner_has_few_contacts_and_stays_out_of_the_walls(name, p
     walls = [model.geom(f"obstacle_{which}").id for which in ("front", "left", "right")]
     assert 2 <= np.isin(data.contact.geom, walls).any(1).sum() <= 4
     assert np.abs(data.qpos[at : at + 2] - (corner - edge)).max() < 0.001
+
+
+def lowest(model, data, geom):
+    """Height of a geom's lowest point, m."""
+    (a, b, c), across = model.geom_size[geom], np.abs(data.geom_xmat[geom].reshape(3, 3)[2])
+    reach = {
+        mujoco.mjtGeom.mjGEOM_SPHERE: a,
+        mujoco.mjtGeom.mjGEOM_CAPSULE: a + b * across[2],
+        mujoco.mjtGeom.mjGEOM_CYLINDER: b * across[2] + a * np.hypot(*across[:2]),
+        mujoco.mjtGeom.mjGEOM_BOX: across @ (a, b, c),
+    }
+    return data.geom_xpos[geom, 2] - reach[model.geom_type[geom]]
+
+
+@pytest.mark.parametrize("name", FURNITURE)
+def test_a_part_on_any_of_its_sides_lies_on_the_table_and_not_in_it(name):
+    furniture = FURNITURE[name]
+    model = build(furniture)
+    data, solid = mujoco.MjData(model), (model.geom_contype & (FIT | SHELL)) > 0
+    for part in furniture.parts[:3]:
+        geoms, at = np.flatnonzero(solid & (model.geom_bodyid == model.body(part).id)), model.joint(part).qposadr[0]
+        for axis, up in itertools.product(range(3), (-1, 1)):
+            mujoco.mj_resetData(model, data)
+            turned = np.roll(np.eye(3), axis - 2, 1)  # the part's axis up or down
+            turned[1:] *= up
+            data.qpos[at : at + 3] = 0.4, 1.5, 0.0
+            mujoco.mju_mat2Quat(data.qpos[at + 3 : at + 7], turned.ravel())
+            mujoco.mj_kinematics(model, data)
+            data.qpos[at + 2] = 0.002 - min(lowest(model, data, geom) for geom in geoms)
+            mujoco.mj_step(model, data, nstep=150)
+            assert min(lowest(model, data, geom) for geom in geoms) > -0.003, (part, axis, up)
 
 
 def test_what_breaks_is_told_apart():
