@@ -68,8 +68,12 @@ def curves_figure(outcomes: Sequence[Outcome], path: Path, title: str) -> Path |
         return None
     figure = Figure(figsize=(7.2 * len(lines), 4.6), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
+    order = list(
+        dict.fromkeys(label for settings in lines.values() for label in settings)
+    )  # a colour is one setting everywhere
     for axis, (task, settings) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items(), strict=True):
-        for k, (label, found) in enumerate(settings.items()):
+        for label, found in settings.items():
+            k = order.index(label)
             colour, dash = colormaps["tab10"](k % 10), ("-", "--")[k // 10 % 2]
             for outcome in found:
                 axis.plot(*np.transpose(outcome.curve), color=colour, lw=0.7, alpha=0.4)
