@@ -68,9 +68,8 @@ def curves_figure(outcomes: Sequence[Outcome], path: Path, title: str) -> Path |
         return None
     figure = Figure(figsize=(7.2 * len(lines), 4.6), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
-    order = list(
-        dict.fromkeys(label for settings in lines.values() for label in settings)
-    )  # a colour is one setting everywhere
+    # a colour is one setting in all panels
+    order = list(dict.fromkeys(label for settings in lines.values() for label in settings))
     for axis, (task, settings) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items(), strict=True):
         for label, found in settings.items():
             k = order.index(label)

@@ -37,9 +37,7 @@ class Outcome:
     env_steps: float = math.nan  # of fine-tuning
     per_iteration: float = math.nan  # seconds of fine-tuning, evaluations apart: the median
     env_steps_per_s: float = math.nan  # of such an iteration
-    curve: tuple[
-        tuple[float, float], ...
-    ] = ()  # environment steps of fine-tuning, and the mean score of an evaluation then
+    curve: tuple[tuple[float, float], ...] = ()  # (environment steps, mean score) of fine-tuning, its end last
 
 
 def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | None:
@@ -56,19 +54,19 @@ def outcome_of(cell: Cell, folder: Path, threshold: float | None) -> Outcome | N
     seconds = sum(result.get("wall_seconds", result.get("seconds", 0.0)) for result in results.values())
     tuned = results.get("finetune", {})
     curve = _curve(folder / "finetune" / METRICS, "eval/success_rate" if solvable else "eval/episode_return")
-    if "env_steps" in tuned:
-        curve = (*curve, (float(tuned["env_steps"]), float(np.mean(measured[key]))))
+    end = ((float(tuned["env_steps"]), float(np.mean(measured[key]))),) if "env_steps" in tuned else ()
+    reached = (steps for steps, score in curve if solvable and threshold is not None and score >= threshold)
     return Outcome(
         cell,
         [float(x) for x in measured[key]],
         solvable,
         _features(folder / "pretrain" / METRICS),
-        _steps_to(folder / "finetune" / METRICS, threshold),
+        next(reached, math.nan),
         seconds,
         [float(x) for x in tuned["before"][key]] if tuned.get("before") else None,
         float(tuned.get("env_steps", math.nan)),
         *_pace(folder / "finetune" / METRICS),
-        curve,
+        curve + end,
     )
 
 
@@ -185,12 +183,6 @@ def _pace(metrics: Path) -> tuple[float, float]:
 def _curve(metrics: Path, key: str) -> tuple[tuple[float, float], ...]:
     rows = read_metrics(metrics) if metrics.is_file() else ()
     return tuple((float(row["env_steps"]), float(row[key])) for row in rows if row.get(key) is not None)
-
-
-def _steps_to(metrics: Path, threshold: float | None) -> float:
-    rows = read_metrics(metrics) if threshold is not None and metrics.is_file() else ()
-    reached = (row["env_steps"] for row in rows if (row.get("eval/success_rate") or 0.0) >= threshold)
-    return float(next(reached, math.nan))
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
