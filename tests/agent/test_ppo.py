@@ -117,7 +117,7 @@ def test_warm_up_leaves_the_actor_alone_and_the_base_never_moves():
     assert moved == [{"critic"}, {"critic", "actor_ft"}]
 
 
-def test_kl_stop_ends_the_actors_updates():
+def test_kl_stop_ends_the_actors_updates(caplog):
     policy = make_policy()
     train = {
         **TRAIN,
@@ -127,9 +127,13 @@ def test_kl_stop_ends_the_actors_updates():
         "update_epochs": 50,
     }
     rollout, _ = make_rollout(policy, PointMass(5), 7)
-    metrics = PPO(policy, train, 5, torch.Generator().manual_seed(0)).update(rollout, 0)
-    assert metrics["kl_stopped"] == 1
-    assert metrics["updates"] < 10
+    algorithm = PPO(policy, train, 5, torch.Generator().manual_seed(0))
+    for _ in range(2):  # it is said once
+        metrics = algorithm.update(rollout, 0)
+        assert metrics["kl_stopped"] == 1
+        assert metrics["updates"] < 10
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "lower train.actor_lr (now 0.05)" in said
 
 
 def test_an_unstable_simulation_never_enters_an_update():
