@@ -58,10 +58,10 @@ STABLE_LIMIT = 1e3
 SETTLING = 2  # control steps before an episode begins
 PIN_REACH = 0.03  # m, per axis
 PINNED_PART = "lamp_bulb"
-# ids: [site, nv, nq, parts, screws, pairs, pinned part or -1, control steps it is pinned, places of pointers (3, see
+# ids: [site, nv, nq, parts, screws, pairs, pinned part or -1, control steps it is pinned, places of pointers (4, see
 # ``layout.py``), physics steps per control step],
 # qpos of each part (5), then per screw (2) its integers, per pair (2) [first, second, places, whether it has a rotation]
-(SITE, NV, NQ, N_PARTS, N_SCREWS, N_PAIRS, PINNED, PINNED_STEPS, POINTERS), N_SUBSTEPS, PART_Q = range(9), 11, 12
+(SITE, NV, NQ, N_PARTS, N_SCREWS, N_PAIRS, PINNED, PINNED_STEPS, POINTERS), N_SUBSTEPS, PART_Q = range(9), 12, 13
 MAX_PARTS, MAX_PAIRS, N_PAIR_IDS = 5, 2, 4
 SCREW_IDS = PART_Q + MAX_PARTS
 PAIR_IDS = SCREW_IDS + MAX_PAIRS * screw.N_SCREW_IDS
@@ -273,8 +273,11 @@ def _ids(furniture: Furniture, model: mujoco.MjModel) -> np.ndarray:
     for k, s in enumerate(threads):
         at = SCREW_IDS + screw.N_SCREW_IDS * k
         slide, first = model.joint(s.slide), model.equality(s.welds[0]).id
+        excludes = [model.exclude(name).id for name in s.excludes]
+        bodies = [sorted((model.body(s.socket).id, model.body(name).id)) for name in (s.part, f"{s.part}_nut")]
         out[at : at + screw.N_SCREW_IDS] = [
             parts[s.part], parts[s.socket], slide.qposadr[0], slide.dofadr[0], model.equality(s.tendon).id, first, len(s.welds),
+            *excludes, *((low << 16) + high for low, high in bodies),
         ]  # fmt: skip
     for k, pair in enumerate(furniture.pairs):
         at = PAIR_IDS + N_PAIR_IDS * k

@@ -9,18 +9,18 @@ import mujoco
 
 from env.errors import MissingSimulatorError
 
-EQ_ACTIVE, EFC_FORCE, FRICTION = range(
-    3
-)  # of ``pointers()``: in mjData, in mjData, in mjModel (of each degree of freedom)
+# of ``pointers()``: in mjData, in mjData, in mjModel (of each degree of freedom), in mjModel
+EQ_ACTIVE, EFC_FORCE, FRICTION, EXCLUDE = range(4)
 _FARTHEST = 2**15  # bytes that are searched
-_PROBE = (
-    "<mujoco><worldbody><body><joint name='a' type='slide'/><geom size='.1'/></body></worldbody>"
-    "<equality><joint joint1='a'/></equality></mujoco>"
+_PROBE = (  # with a pair: an array that is empty begins where the next one does
+    "<mujoco><worldbody><body name='b'><joint name='a' type='slide'/><geom name='g' size='.1'/></body><geom name='h' size='.1'/>"
+    "<body name='c'/></worldbody><equality><joint joint1='a'/></equality>"
+    "<contact><pair geom1='g' geom2='h'/><exclude body1='b' body2='c'/></contact></mujoco>"
 )
 
 
 @functools.cache
-def pointers() -> tuple[int, int, int]:
+def pointers() -> tuple[int, ...]:
     """Bytes from the start of ``mjData`` (``mjModel``) to each of the pointers, found by looking for the addresses that the bindings give.
 
     Raises:
@@ -34,6 +34,7 @@ def pointers() -> tuple[int, int, int]:
         _find(data._address, first, data.eq_active.ctypes.data),
         _find(data._address, first, data.efc_force.ctypes.data),
         _find(model._address, model._address, model.dof_frictionloss.ctypes.data),
+        _find(model._address, model._address, model.exclude_signature.ctypes.data),
     )
 
 

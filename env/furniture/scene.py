@@ -32,6 +32,7 @@ DRAG = 1e-4  # N s/m, N m s/rad of a part: else what is round would roll away fo
 EE_FROM_HAND = 0.103399  # m along the hand's axis
 # how much stiffer friction is than contact: what is round slips out of the fingers at 3 and less; legs with faces do not, and solving is quicker
 IMPRATIO = {"one_leg": 1}
+TOLERANCE = 1e-5  # of the solver: MuJoCo's 1e-8 costs 5 % of a step
 OBSTACLE_CENTRE = (0.6815, 0.0, 0.015)  # m, of the front one
 OBSTACLES = (  # centre relative to the front one's, half sizes
     ("front", (0.0, 0.0, 0.0), (0.01, 0.175, 0.015)),
@@ -55,6 +56,7 @@ class Screw:
     slide: str
     turn: str
     welds: tuple[str, ...]
+    excludes: tuple[str, str]  # of part and socket, of nut and socket
     depth: float  # m from the rim of the hole to the tip, when home
 
 
@@ -67,7 +69,8 @@ def screws(furniture: Furniture) -> tuple[Screw, ...]:
         if part.axis is not None:
             welds = tuple(f"{name}_{k}" for k in range(len(pair.places)))
             ends = (f"{name}_{what}" for what in ("thread", "slide", "turn"))
-            found.append(Screw(index, name, socket, *ends, welds, part.tip - part.root))
+            excludes = f"{name}_excluded", f"{name}_nut_excluded"
+            found.append(Screw(index, name, socket, *ends, welds, excludes, part.tip - part.root))
     return tuple(found)
 
 
@@ -82,10 +85,16 @@ def scene(furniture: Furniture, visual: bool = False) -> str:
     equalities = joined(f'<tendon name="{s.tendon}" tendon1="{s.tendon}" {FIRM}/>' for s in threads.values())
     equalities += joined(_weld(furniture, s, k) for s in threads.values() for k in range(len(s.welds)))
     apart = joined(f'<exclude body1="hand" body2="{finger}"/>' for finger in ("left", "right"))
+    apart += joined(
+        f'<exclude name="{which}" body1="{s.socket}" body2="{body}"/>'
+        for s in threads.values()
+        for which, body in zip(s.excludes, (s.part, f"{s.part}_nut"), strict=True)
+    )
     world = _surroundings(visual) + _arm(furniture.gripper_width, visual) + parts
     return (
         '<mujoco model="furniture"><compiler angle="radian" autolimits="true"/>'
-        f'<option timestep="{DT}" integrator="implicitfast" cone="elliptic" impratio="{IMPRATIO.get(furniture.name, 10)}"/><size memory="4M"/>'
+        f'<option timestep="{DT}" integrator="implicitfast" cone="elliptic" tolerance="{TOLERANCE}" '
+        f'impratio="{IMPRATIO.get(furniture.name, 10)}"/><size memory="4M"/>'
         '<default><geom friction=".15"/><default class="part"><geom condim="4" friction=".15 .002 .0001" '
         f'group="{HIDDEN if visual else 0}"/></default><default class="arm"><joint armature=".1"/></default></default>'
         f"{_LOOKS.replace('</asset>', assets(furniture) + '</asset>') if visual else ''}<worldbody>{world}</worldbody>"
@@ -104,6 +113,8 @@ def build(furniture: Furniture, visual: bool = False) -> mujoco.MjModel:
         scale = PARTS[name].mass / body.mass[0]
         body.mass[:] *= scale
         body.inertia[:] *= scale
+    for name in (name for screw in screws(furniture) for name in screw.excludes):
+        model.exclude_signature[model.exclude(name).id] = 0  # none: ``screw.py`` writes it while the thread holds
     mujoco.mj_setConst(model, mujoco.MjData(model))
     return model
 

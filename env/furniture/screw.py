@@ -13,7 +13,8 @@ has to go: the thread's start is the largest u of that phase that is not beyond 
 takes 0.9 to 2.6 turns, depending on its length and phase.
 
 A steep thread must not be pressed home by its own lead (pitch / 2 pi = 1.5 mm per rad): it resists turning by Coulomb friction, ``FRICTION_ARM`` times the
-force along its axis (of the step before) more than what is in the model. So each simulation has a model of its own, in which it is written.
+force along its axis (of the step before) more than what is in the model. So each simulation has a model of its own, in which it is written; and also that an
+engaged part and its socket do not collide: the thread is all that holds them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import math
 import numba
 import numpy as np
 
-from env.engine.library import DATA, MODEL, QPOS, QVEL, floats, integers
-from env.furniture.layout import EFC_FORCE, EQ_ACTIVE, FRICTION
+from env.engine.library import DATA, MODEL, QPOS, QVEL, floats, int32s, integers
+from env.furniture.layout import EFC_FORCE, EQ_ACTIVE, EXCLUDE, FRICTION
 
 PITCH = 0.0094  # m per turn, right-handed
 FRICTION_TORQUE = 0.02  # N m: what an unloaded thread resists, turned either way
@@ -42,8 +43,8 @@ FRICTION_ARM = (
 )
 
 # of one thread, integers: [qpos of the part, qpos of the socket, qpos and dof of the nut's slide (its turn is next), equality of the tendon, of the
-# first weld, number of holes]
-PART, SOCKET, NUT_Q, NUT_DOF, TENDON, WELD, N_HOLES, N_SCREW_IDS = range(8)
+# first weld, number of holes, excludes of part and nut against the socket (2), their signatures (2)]
+PART, SOCKET, NUT_Q, NUT_DOF, TENDON, WELD, N_HOLES, EXCLUDES, SIGNATURES, N_SCREW_IDS = *range(8), 9, 11
 # floats: [axis of the peg 3, largest u, rotation when home 9, positions when home 4 x 3, of the collar when the peg is home: m along the axis from
 # the part's origin, radius]
 AXIS, U_MAX, HOME_ROTATION, HOME_POSITION, COLLAR_AT, COLLAR_RADIUS, N_SCREW_FACTS = 0, 3, 4, 13, 25, 26, 27
@@ -82,8 +83,8 @@ def relative(first, second, turn_first, turn_second, position, rotation):
 
 @numba.njit
 def hole_view(fact, hole, position, rotation, out):
-    """Where a part at ``position``, ``rotation`` in its socket's frame is, seen from hole ``hole``: out (4,) is how far it has to go (m), how far
-    off the axis it is (m), the cosine of its tilt, and how far it has to turn, in [0, 2 pi).
+    """Where a part at ``position``, ``rotation`` in its socket's frame is, seen from hole ``hole``: out (3,) is how far it has to go (m), how far
+    off the axis it is (m), and the cosine of its tilt.
     """
     ax, ay, az = fact[AXIS], fact[AXIS + 1], fact[AXIS + 2]
     tilt, rest, square = 0.0, 0.0, 0.0
@@ -99,6 +100,11 @@ def hole_view(fact, hole, position, rotation, out):
         rest += into * gap
         square += gap * gap
     out[0], out[1], out[2] = rest, math.sqrt(max(square - rest * rest, 0.0)), tilt
+
+
+@numba.njit
+def turn_left(fact, rotation):
+    """How far a part at ``rotation`` in its socket's frame has to turn until it is home or a whole turn from it, in [0, 2 pi)."""
     # the turn about the axis in home^T rotation: for a rotation by -t about the unit axis a, trace = 1 + 2 cos t and the skew part is -2 sin t a
     trace, skew = 0.0, 0.0
     for i in range(3):
@@ -108,7 +114,7 @@ def hole_view(fact, hole, position, rotation, out):
             skew += fact[AXIS + i] * (
                 fact[HOME_ROTATION + 3 * r + k] * rotation[r, j] - fact[HOME_ROTATION + 3 * r + j] * rotation[r, k]
             )
-    out[3] = -math.atan2(skew, trace - 1.0) % math.tau
+    return -math.atan2(skew, trace - 1.0) % math.tau
 
 
 @numba.njit
@@ -135,6 +141,14 @@ def set_nut(qpos, qvel, row, u):
 
 
 @numba.njit
+def exclude(h, row, pointers, wanted):
+    """Whether part and nut of the thread ``row`` and their socket pass through one another. (0 is the signature of no two bodies.)"""
+    address = integers(h[MODEL] + pointers[EXCLUDE], 1)[0]
+    for k in range(2):
+        int32s(address + 4 * row[EXCLUDES + k], 1)[0] = row[SIGNATURES + k] if wanted else 0
+
+
+@numba.njit
 def update(h, row, fact, own, n_q, n_v, pointers, w):
     """Before a physics step: free or engage the thread ``row`` / ``fact``; ``own`` is its memory, ``pointers`` is ``layout.py``'s, ``w`` is ``workspace()``."""
     qpos, qvel = floats(h[QPOS], n_q), floats(h[QVEL], n_v)
@@ -154,6 +168,7 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
             friction[0] = FRICTION_TORQUE + FRICTION_ARM * own[FORCE]
             return
     friction[0] = STOP_TORQUE
+    exclude(h, row, pointers, False)
     nearest, at = 1e9, 0
     for hole in range(row[N_HOLES]):
         hole_view(fact, hole, position, rotation, view)
@@ -162,10 +177,11 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
     hole_view(fact, at, position, rotation, view)
     u = fact[U_MAX]
     if nearest < NEAR:
-        start = start_of(view[3], fact[U_MAX])
+        start = start_of(turn_left(fact, rotation), fact[U_MAX])
         if abs(view[0] - start) < TOUCH and nearest < LATERAL and view[2] > TILT:
             own[HOLE] = float(at)
             flags[0] |= 1 << (8 * (row[WELD] + at))
+            exclude(h, row, pointers, True)
             u = start
         else:  # follow the thread's start, but never push the collar through the rim
             u = start if start < touching(fact, view) + TOUCH else min(start, own[COLLAR])
@@ -186,4 +202,4 @@ def feel(h, tendon, own, pointers):
 @numba.njit
 def workspace():
     """Scratch arrays of ``update``."""
-    return np.zeros((3, 3)), np.zeros((3, 3)), np.zeros(3), np.zeros((3, 3)), np.zeros(4)
+    return np.zeros((3, 3)), np.zeros((3, 3)), np.zeros(3), np.zeros((3, 3)), np.zeros(3)

@@ -61,6 +61,25 @@ def test_a_top_in_the_corner_has_few_contacts_and_stays_out_of_the_walls(name, p
     assert np.abs(data.qpos[at : at + 2] - (corner - edge)).max() < 0.001
 
 
+def test_a_hand_that_presses_the_round_tops_rim_neither_tips_it_nor_jams_it_into_the_table():
+    model = build(FURNITURE["round_table"])
+    data, joint, body = mujoco.MjData(model), model.joint("round_table_top"), model.body("round_table_top").id
+    at, force = joint.qposadr[0], np.zeros(model.nv)
+    for angle in np.arange(24) * np.pi / 12:
+        mujoco.mj_resetData(model, data)
+        data.qpos[at : at + 7] = 0.4, 1.5, 0.0, 1.0, 0.0, 0.0, 0.0
+        mujoco.mj_step(model, data, nstep=20)
+        for _ in range(60):
+            place = data.qpos[at : at + 3] + data.xmat[body].reshape(3, 3) @ (
+                0.095 * np.cos(angle), 0.095 * np.sin(angle), 0.01,
+            )  # fmt: skip
+            force[:] = 0.0
+            mujoco.mj_applyFT(model, data, np.array([0.0, 0.0, -40.0]), np.zeros(3), place, body, force)
+            data.qfrc_applied[:] = force
+            mujoco.mj_step(model, data)
+            assert -0.004 < data.qpos[at + 2] < 0.03
+
+
 def lowest(model, data, geom):
     """Height of a geom's lowest point, m."""
     (a, b, c), across = model.geom_size[geom], np.abs(data.geom_xmat[geom].reshape(3, 3)[2])
