@@ -43,7 +43,7 @@ RECIPES = {
     "square": Recipe("two_cores", 400, ("--noise=0.5",)),
     "transport": Recipe("two_cores", 300, ("--noise=0.5",)),
     "lift-img": Recipe("two_cores_img", 200, ("--images",)),
-    "can-img": Recipe("two_cores_img", 200, ("--images",)),
+    "can-img": Recipe("two_cores_img", 300, ("--images",)),
 }
 
 
