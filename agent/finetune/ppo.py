@@ -261,8 +261,7 @@ class PPO(Algorithm):
     ) -> dict[str, float]:
         """``update_epochs`` passes over all pairs (actor) and all chunks (critic), in equally many minibatches; an optimiser step
         per ``grad_accumulate`` of them (what remains at the end of an epoch makes a smaller step)."""
-        train, losses = self.train, Losses()
-        stopped = not learn_actor
+        train, losses, stopped = self.train, Losses(), not learn_actor
         for _ in range(train["update_epochs"]):
             pairs, chunks = self._minibatches(data, rows)
             every = train.get("grad_accumulate") or 1
@@ -270,8 +269,9 @@ class PPO(Algorithm):
                 if not stopped:
                     kl = self._learn_actor(data, rows, pairs[start : start + every], advantages, losses)
                     stopped = train["target_kl"] is not None and bool(kl > train["target_kl"])
-                    planned = math.ceil(len(pairs) / every) * train["update_epochs"]
-                    self._warn_of_large_steps(float(kl), losses.updates, planned) if stopped else None
+                    if stopped:
+                        planned = math.ceil(len(pairs) / every) * train["update_epochs"]
+                        self._warn_of_large_steps(float(kl), losses.updates, planned)
                 self._learn_critic(data, rows, chunks[start : start + every], returns, values, losses)
         metrics = losses.means()
         if not math.isfinite(metrics["loss/value"]) or (losses.policy and not math.isfinite(metrics["loss/policy"])):

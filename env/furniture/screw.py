@@ -166,9 +166,9 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
             flags[0] &= ~(0xFF << (8 * (row[WELD] + hole)))
         else:
             friction[0] = FRICTION_TORQUE + FRICTION_ARM * own[FORCE]
+            exclude(h, row, pointers, True)
             return
     friction[0] = STOP_TORQUE
-    exclude(h, row, pointers, False)
     nearest, at = 1e9, 0
     for hole in range(row[N_HOLES]):
         hole_view(fact, hole, position, rotation, view)
@@ -181,11 +181,11 @@ def update(h, row, fact, own, n_q, n_v, pointers, w):
         if abs(view[0] - start) < TOUCH and nearest < LATERAL and view[2] > TILT:
             own[HOLE] = float(at)
             flags[0] |= 1 << (8 * (row[WELD] + at))
-            exclude(h, row, pointers, True)
             u = start
         else:  # follow the thread's start, but never push the collar through the rim
             u = start if start < touching(fact, view) + TOUCH else min(start, own[COLLAR])
     own[COLLAR] = u
+    exclude(h, row, pointers, own[HOLE] >= 0.0)
     set_nut(qpos, qvel, row, u)
 
 

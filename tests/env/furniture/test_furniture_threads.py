@@ -260,10 +260,13 @@ def test_goes_on_exactly_where_it_was_saved_with_a_thread_engaged():
     state = bench.venv.state_dict()
     first = [bench.venv.step(bench.hold).obs["state"].copy() for _ in range(3)]
     bench.run(0.5, push=-20.0)
-    bench.venv.load_state_dict(state)
-    assert bench.engaged
-    again = [bench.venv.step(bench.hold).obs["state"].copy() for _ in range(3)]
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    restarted = Bench("one_leg", 0)  # its model has never known a thread to hold
+    for later in (bench, restarted):
+        later.venv.load_state_dict(state)
+        assert later.engaged
+        again = [later.venv.step(later.hold).obs["state"].copy() for _ in range(3)]
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+        assert later.excluded == [True, True]
 
 
 @pytest.mark.parametrize("name", FURNITURE)
