@@ -2,9 +2,9 @@
 
 Every start ``i`` of a trajectory with ``i + Ta <= its length`` is a sample: the actions ``i ... i + Ta - 1`` and the
 ``To`` observations up to ``i``, oldest first (before the trajectory began, its first one is repeated). Everything
-lies on the device as one tensor per kind; a batch is a few gathers, with no Python per sample. Only images stay on the
-host, as uint8: they are too many for a GPU, and a batch of them is sent quickly. Where the file has them uncompressed they
-stay in the file, and a batch reads what it needs: they may be more than memory holds.
+lies on the device as one tensor per kind; a batch is a few gathers, with no Python per sample. Images are kept as uint8; on a
+GPU they lie only where they take at most half of what is free, for the network needs the rest. Else they stay on the host, and
+where the file has them uncompressed in the file: a batch reads what it needs, and they may be more than memory holds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agent.dataset.demos import read_demos
 from agent.errors import DatasetError
+from agent.memory import free_bytes
 from model.types import Batch
 
 
@@ -30,8 +31,8 @@ class StitchedSequenceDataset:
         cond_steps: observations per chunk, ``To``.
         img_cond_steps: images per chunk; at most ``cond_steps``.
         max_n_episodes: only the first so many trajectories are used.
-        use_img: also give images, ``conditions["rgb"] (B, img_cond_steps, C, H, W)`` uint8 on the host.
-        device: where all other tensors live.
+        use_img: also give images, ``conditions["rgb"] (B, img_cond_steps, C, H, W)`` uint8.
+        device: where everything lives, images if there is room.
 
     Raises:
         DatasetError: the file does not do (see ``read_demos``), or no trajectory is as long as a chunk.
@@ -67,8 +68,8 @@ class StitchedSequenceDataset:
         total = int(self.traj_lengths.sum())
         self.states = self._tensor(arrays["states"][:total].astype(np.float32))
         self.actions = self._tensor(arrays["actions"][:total].astype(np.float32))
-        self.images = _on_host(arrays["images"]) if use_img else None
-        self.mapped = isinstance(arrays.get("images"), np.memmap)
+        self.images = self._place(arrays["images"]) if use_img else None
+        self.mapped = isinstance(arrays.get("images"), np.memmap) and self.images.device.type == "cpu"
         self._index(total)
         self._chunk = torch.arange(self.horizon_steps, device=self.device)
 
@@ -108,7 +109,7 @@ class StitchedSequenceDataset:
                 )
 
     def batch(self, indices: Tensor) -> Batch:
-        """The chunks ``indices (B,)`` int64, on the dataset's device; images on the host.
+        """The chunks ``indices (B,)`` int64, on the dataset's device; images where they lie.
 
         Returns:
             ``Batch(actions (B, Ta, Da), {"state": (B, To, Do)[, "rgb": (B, img_cond_steps, C, H, W) uint8]})``.
@@ -118,7 +119,7 @@ class StitchedSequenceDataset:
         actions = self.actions[starts[:, None] + self._chunk]
         conditions = {"state": self.states[self._history(starts, first, self.cond_steps)]}
         if self.images is not None:
-            conditions["rgb"] = self.images[self._history(starts, first, self.img_cond_steps).cpu()]
+            conditions["rgb"] = self.images[self._history(starts, first, self.img_cond_steps).to(self.images.device)]
         return Batch(actions, conditions)
 
     def split(self, train_fraction: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -152,6 +153,14 @@ class StitchedSequenceDataset:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _place(self, images: np.ndarray) -> Tensor:
+        """The images on the device if that is not the host and has room, else where they are."""
+        if self.device.type != "cpu":
+            free = free_bytes(self.device)
+            if free is not None and 2 * images.nbytes <= free:
+                return _on_host(images).to(self.device)
+        return _on_host(images)
 
     def _index(self, total: int) -> None:
         """Every start whose chunk ends within its trajectory: row in the file, first row and number of its

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from agent.dataset import sequence
 from agent.dataset.demos import save_demos
 from agent.dataset.sequence import StitchedSequenceDataset
 from agent.errors import DatasetError
@@ -65,6 +66,19 @@ def test_images_stay_bytes_and_follow_the_same_history(demos):
     np.testing.assert_array_equal(
         rgb[1], arrays["images"][[7, 8]]
     )  # start 1 of the third trajectory, which begins at row 7
+
+
+def test_images_lie_on_a_device_only_where_it_has_room_for_twice_as_many(demos, monkeypatch):
+    path, arrays = demos
+    free = arrays["images"].nbytes * 2
+    monkeypatch.setattr(sequence, "free_bytes", lambda device: free)
+    given = {"horizon_steps": HORIZON, "use_img": True, "device": "meta"}  # a GPU without data
+    dataset = StitchedSequenceDataset(path, **given)
+    assert dataset.images.device.type == "meta" and not dataset.mapped
+    rgb = dataset.batch(torch.tensor([0, 4])).conditions["rgb"]
+    assert rgb.device.type == "meta" and rgb.shape == (2, 1, 3, 2, 4) and rgb.dtype == torch.uint8
+    free -= 1
+    assert StitchedSequenceDataset(path, **given).images.device.type == "cpu"
 
 
 def test_only_the_first_episodes_and_the_dimensions(demos):
