@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,20 +25,27 @@ Section = dict[str, Any]
 
 
 def register_resolvers() -> None:
-    """The resolvers of the project's own YAML: ``${product:a,b}`` of integers, ``${length:list}``. There is no
+    """The resolvers of the project's own YAML: ``${product:a,b}`` and ``${sum:a,b}`` of integers, ``${length:list}``. There is no
     ``eval``.
     """
     OmegaConf.register_new_resolver("product", _product, replace=True)
+    OmegaConf.register_new_resolver("sum", _sum, replace=True)
     OmegaConf.register_new_resolver("length", _length, replace=True)
 
 
 def _product(*factors: int) -> int:
-    result = 1
-    for factor in factors:
-        if not isinstance(factor, int) or isinstance(factor, bool):
-            raise UsageError(f"${{product:...}} multiplies integers, found {factor!r}")
-        result *= factor
-    return result
+    return math.prod(_integers("product", factors))
+
+
+def _sum(*terms: int) -> int:
+    return sum(_integers("sum", terms))
+
+
+def _integers(name: str, values: Sequence[int]) -> Sequence[int]:
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UsageError(f"${{{name}:...}} takes integers, found {value!r}")
+    return values
 
 
 def _length(items: object) -> int:

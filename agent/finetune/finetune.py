@@ -68,6 +68,7 @@ class FinetuneAgent:
         self.images, env_cfg = images.settled(payload, cfg)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
         self.policy = build(cfg.model).to(self.device)
+        self.pretrained = bool(payload) and payload.get("kind") != "finetune"  # of a base that has learned nothing here yet
         if resumed is None:
             self._load_base(payload)
             log.info("base policy: %s", self.base_path)
@@ -173,7 +174,9 @@ class FinetuneAgent:
 
     def _measure_base(self) -> dict[str, Any]:
         """How good the policy is before any reinforcement learning, on the seeds of the final comparison."""
-        result = self._run_evaluation(self.train["final_eval_seed"], self.train["final_eval_episodes"], "base policy")
+        seed, episodes = self.train["final_eval_seed"], self.train["final_eval_episodes"]
+        base = self.policy.untuned() if self.pretrained and hasattr(self.policy, "untuned") else self.policy
+        result = evaluate(base, self.eval_env, episodes, seed, progress="base policy")
         log.info("base policy: %s", result)
         self.logger.log("itr", 0, {"env_steps": 0, "time/wall": 0.0, **result.metrics()})
         if self._video_due():

@@ -155,7 +155,7 @@ class PPO(Algorithm):
             raise UsageError(
                 "every simulation of this rollout went unstable: nothing to learn from (actions out of range?)"
             )
-        obs = {key: value.flatten(0, 1) for key, value in rollout.obs.items()}
+        obs = self._encode_once({key: value.flatten(0, 1) for key, value in rollout.obs.items()}, rollout.chains.device)
         metrics = {} if self.checked_ratio else self._check_ratio(rollout, obs, rows)
         shifts = self._draw_shifts(obs, rollout)
         rewards = self.scaler(rollout.rewards, rollout.firsts) if self.scaler else rollout.rewards
@@ -179,6 +179,14 @@ class PPO(Algorithm):
         self.critic_schedule.step()
         self._tune_fewer_steps(iteration + 1)
         return metrics | {"time/update": time.perf_counter() - started}
+
+    def _encode_once(self, obs: Obs, device: torch.device) -> Obs:
+        """With images and a policy whose eyes no update changes: what they see, once for all epochs."""
+        if "rgb" not in obs or not getattr(self.policy, "frozen_eyes", False):
+            return obs
+        rows = torch.arange(len(obs["rgb"]), device=device).split(self._rows_at_once(obs))
+        parts = [self.policy.encode(take(obs, some)) for some in rows]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def _tune_fewer_steps(self, iteration: int) -> None:
         """Every ``ft_denoising_steps_t`` iterations ``ft_denoising_steps_d`` fewer, down to one; the optimiser goes on."""

@@ -48,6 +48,7 @@ class DiffusionModel(DiffusionProcess, RegressionPolicy):
         eps_clip_value: float | None = None,
         use_ddim: bool = False,
         ddim_steps: int | None = None,
+        start_std: float = 1.0,
         **dispersion: Any,
     ) -> None:
         super().__init__(
@@ -62,6 +63,7 @@ class DiffusionModel(DiffusionProcess, RegressionPolicy):
             eps_clip_value,
             use_ddim,
             ddim_steps,
+            start_std,
         )
         tabulate_time(network, denoising_steps)
         self.network = network

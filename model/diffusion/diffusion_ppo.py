@@ -69,6 +69,7 @@ class PPODiffusion(DiffusionProcess, TunedChain):
         final_action_clip_value: float | None = None,
         eps_clip_value: float | None = None,
         reward_horizon: int | None = None,
+        start_std: float = 1.0,
         **tuning: Any,
     ) -> None:
         super().__init__(
@@ -83,6 +84,7 @@ class PPODiffusion(DiffusionProcess, TunedChain):
             eps_clip_value,
             use_ddim,
             ddim_steps,
+            start_std,
         )
         self._check(ft_denoising_steps, learn_eta)
         self.ft_denoising_steps = ft_denoising_steps

@@ -27,6 +27,8 @@ class DiffusionProcess(nn.Module):
         final_action_clip_value: bound of the finished chunk (it is the bounded chunk that enters the chain).
         eps_clip_value: bound of the predicted noise, DDIM only.
         use_ddim: sample with DDIM over ``ddim_steps`` steps.
+        start_std: deviation of the start. 1 is what the network learned from; with 0 (and DDIM) the policy has no randomness left and
+            does what lies in the middle of what it would do.
 
     Raises:
         ValueError: naming the key that does not fit.
@@ -45,8 +47,11 @@ class DiffusionProcess(nn.Module):
         eps_clip_value: float | None = None,
         use_ddim: bool = False,
         ddim_steps: int | None = None,
+        start_std: float = 1.0,
     ) -> None:
         super().__init__()
+        if not start_std >= 0:
+            raise ValueError(f"start_std: expected a number from 0 on, found {start_std}")
         if use_ddim and not predict_epsilon:
             raise ValueError("use_ddim: DDIM needs a network that predicts the noise; set predict_epsilon: True")
         if use_ddim and ddim_steps is None:
@@ -62,7 +67,7 @@ class DiffusionProcess(nn.Module):
         self.randn_clip_value = randn_clip_value
         self.final_action_clip_value = final_action_clip_value
         self.eps_clip_value = eps_clip_value
-        self.use_ddim = use_ddim
+        self.use_ddim, self.start_std = use_ddim, start_std
         self.schedule = DDPMSchedule(denoising_steps)
         self.ddim = DDIMSchedule(denoising_steps, ddim_steps) if use_ddim and ddim_steps is not None else None
         self.n_steps = self.schedule.n_steps if self.ddim is None else self.ddim.n_steps
@@ -109,10 +114,10 @@ class DiffusionProcess(nn.Module):
         return _clip(x, self.final_action_clip_value) if position == self.n_steps - 1 else x
 
     def prepare_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The start ``(B, Ta, Da)`` and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is
+        """The start ``(B, Ta, Da)``, scaled, and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is
         bounded."""
         noise = given_noise(obs["state"], self.noise_shape, noise, generator)
-        return noise[:, 0], _clip(noise[:, 1:], self.randn_clip_value)
+        return self.start_std * noise[:, 0], _clip(noise[:, 1:], self.randn_clip_value)
 
 
 def tabulate_time(network: nn.Module, denoising_steps: int) -> None:

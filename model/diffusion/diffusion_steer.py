@@ -1,0 +1,213 @@
+"""A diffusion policy that is steered rather than changed: its weights stay, and PPO learns from which noise it starts.
+
+With a deterministic sampler (DDIM without noise) an action chunk is a function of the observation and of the start ``x_K``.
+DPPO (arXiv:2409.00588) leaves ``x_K ~ N(0, I)`` to chance and adds noise to later steps to explore. Here ``x_K ~ N(mean(obs),
+std)`` is the action, and exploring is what the base does anyway: at the beginning (mean 0, deviation 1) it succeeds exactly as
+often, and every chunk it tries is one that the demonstrations allow for. Choosing the start by reinforcement learning is "diffusion
+steering" (DSRL, Wagenmaker et al. 2025, arXiv:2506.15799, there off-policy); PPO needs no more of it than one density.
+
+What it cannot do is act in a way that no start leads to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model.common.gaussian import HALF_LOG_2PI
+from model.common.modules import load_pretrained
+from model.common.vision import encode_obs
+from model.diffusion.diffusion import DiffusionModel
+from model.diffusion.process import DiffusionProcess, tabulate_time
+from model.types import Obs, Sample
+
+
+class SteeredDiffusion(DiffusionProcess):
+    """Frozen denoiser, the distribution of its start, and a critic; to PPO a chain of one step, ``K = 1``.
+
+    Who steers and who criticises look through the frozen denoiser's eyes: of images they see ``[features, state]``, which are
+    the same in every epoch (``frozen_eyes``), so that learning from images costs what learning from states does.
+
+    The ``state_dict`` is ``network.*`` (frozen), ``steer.*`` and ``critic.*``.
+
+    Args:
+        actor: a fresh denoiser; ``load_base`` fills it.
+        steer: observation to mean ``(B, Ta, Da)`` and deviation (broadcastable) of the start; its mean is set to 0.
+        critic: observation to value ``(B,)``.
+        clip_ploss_coef: PPO's clip range. The density is that of the whole start, a sum over ``(Ta, Da)``, not a mean.
+        clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in ``agent``.
+
+    The others are explained in ``DiffusionProcess``.
+
+    Raises:
+        ValueError: naming the key that does not fit.
+    """
+
+    n_chain_steps = 1  # K
+    frozen_eyes = True
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        steer: nn.Module,
+        critic: nn.Module,
+        horizon_steps: int,
+        obs_dim: int,
+        action_dim: int,
+        denoising_steps: int = 100,
+        ddim_steps: int = 5,
+        predict_epsilon: bool = True,
+        denoised_clip_value: float | None = 1.0,
+        final_action_clip_value: float | None = None,
+        eps_clip_value: float | None = None,
+        clip_ploss_coef: float = 0.2,
+        clip_vloss_coef: float | None = None,
+        clip_advantage_lower_quantile: float = 0,
+        clip_advantage_upper_quantile: float = 1,
+        norm_adv: bool = True,
+    ) -> None:
+        super().__init__(
+            horizon_steps,
+            obs_dim,
+            action_dim,
+            denoising_steps,
+            predict_epsilon,
+            denoised_clip_value,
+            None,
+            final_action_clip_value,
+            eps_clip_value,
+            use_ddim=True,
+            ddim_steps=ddim_steps,
+        )
+        tabulate_time(actor, denoising_steps)
+        self.network = actor.requires_grad_(False).eval()
+        self.steer, self.critic = steer, critic
+        _zero_last_layer(steer)
+        self.clip_ploss_coef, self.clip_vloss_coef, self.norm_adv = clip_ploss_coef, clip_vloss_coef, norm_adv
+        self.clip_advantage_lower_quantile = clip_advantage_lower_quantile
+        self.clip_advantage_upper_quantile = clip_advantage_upper_quantile
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """``(1, Ta, Da)``: only the start is random."""
+        return (1, self.horizon_steps, self.action_dim)
+
+    def train(self, mode: bool = True) -> SteeredDiffusion:
+        """Like ``nn.Module.train``, but the frozen denoiser stays in evaluation mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def load_base(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load pre-trained weights (``network.*``) into the frozen denoiser.
+
+        Raises:
+            StateDictError: a key is missing, unexpected or of another shape.
+        """
+        load_pretrained(self.network, state_dict)
+
+    def untuned(self) -> DiffusionModel:
+        """The frozen denoiser as it was pre-trained, which starts from standard normal noise and shares its weights: what a
+        comparison before and after starts with."""
+        settings = (self.predict_epsilon, self.denoised_clip_value, None, self.final_action_clip_value, self.eps_clip_value)
+        sizes = (self.horizon_steps, self.obs_dim, self.action_dim, self.denoising_steps)
+        base = DiffusionModel(self.network, *sizes, *settings, use_ddim=True, ddim_steps=self.n_steps)
+        return base.to(next(self.network.parameters()).device).eval()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        obs: Obs,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_chain: bool = True,
+    ) -> Sample:
+        """One action chunk per row, from the mean start or, unless ``deterministic``, from a draw.
+
+        Args:
+            obs: ``{"state": (B, To, Do)[, "rgb": (B, To, C, H, W)]}``; images are encoded once.
+            noise: ``(B, 1, Ta, Da)`` standard normal numbers; None draws them from ``generator``.
+            return_chain: also return ``chains (B, 2, Ta, Da)``, which end in the *start*, and, unless deterministic, ``log_probs (B, 1)``.
+        """
+        obs = self.encode(obs)
+        mean, std = self.steer(_seen(obs))
+        z = mean if deterministic else mean + std * self.prepare_noise(obs, noise, generator)[0]
+        x = z
+        for i in range(self.n_steps):
+            x = self.finish(self.step_mean_std(self.network, x, i, obs)[0], i)
+        if not return_chain:
+            return Sample(x)
+        chains = torch.stack([torch.zeros_like(z), z], dim=1)
+        return Sample(x, chains, None if deterministic else _log_density(z, mean, std)[:, None])
+
+    @torch.no_grad()
+    def encode(self, obs: Obs) -> Obs:
+        """``obs`` as the frozen denoiser sees it: images replaced by features; state alone stays as it is."""
+        return encode_obs(self.network, obs)
+
+    def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor) -> Tensor:
+        """Log-probability ``(B,)`` of the starts ``x_next (B, Ta, Da)``, differentiable. ``x`` and ``step`` say nothing where the
+        chain has one step."""
+        return _log_density(x_next, *self.steer(_seen(self.encode(obs))))
+
+    def chain_log_probs(self, obs: Obs, chains: Tensor) -> Tensor:
+        """``log_prob`` of ``chains (B, 2, Ta, Da)``, as ``(B, 1)``."""
+        return self.log_prob(obs, chains[:, 0], chains[:, 1], torch.zeros(len(chains)))[:, None]
+
+    @torch.no_grad()
+    def base_chains(self, obs: Obs, generator: torch.Generator) -> Tensor:
+        """What the base would do: ``chains (B, 2, Ta, Da)`` from nothing to a standard normal start."""
+        start = self.prepare_noise(obs, None, generator)[0]
+        return torch.stack([torch.zeros_like(start), start], dim=1)
+
+    def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
+        """KL divergence ``(B,)`` of the start's distribution from the standard normal one, differentiable."""
+        mean, std = self.steer(_seen(self.encode(obs)))
+        return (0.5 * (mean.square() + std.square() - 1) - std.log()).sum(dim=(1, 2))
+
+    def value(self, obs: Obs) -> Tensor:
+        """The critic's value, ``(B,)``."""
+        return self.critic(_seen(self.encode(obs)))
+
+    def clip_range(self, step: Tensor) -> Tensor:
+        """PPO's clip range, ``(B,)``."""
+        return torch.full(step.shape, self.clip_ploss_coef, device=step.device)
+
+    def denoising_discount(self, step: Tensor) -> Tensor:
+        """1, as ``(B,)``: the one step of the chain is its last."""
+        return torch.ones(step.shape, device=step.device)
+
+    def actor_parameters(self) -> Iterator[nn.Parameter]:
+        """What the actor's optimiser trains: the start's distribution."""
+        return self.steer.parameters()
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """What the critic's optimiser trains."""
+        return self.critic.parameters()
+
+    def eta_parameters(self) -> Iterator[nn.Parameter]:
+        """None: the sampler has no noise."""
+        return iter(())
+
+
+def _seen(obs: Obs) -> Obs:
+    """What ``steer`` and ``critic`` are given: the encoded observation as one vector under ``"state"``."""
+    if "features" not in obs:
+        return obs
+    return {"state": torch.cat([obs["features"], obs["state"].flatten(1)], dim=-1)[:, None]}
+
+
+def _log_density(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Of starts ``z (B, Ta, Da)``, ``(B,)``."""
+    u = (z - mean) / std
+    return (-0.5 * u.square() - std.log() - HALF_LOG_2PI).sum(dim=(1, 2))
+
+
+def _zero_last_layer(network: nn.Module) -> None:
+    """The mean starts at 0: the base as it is."""
+    last = [module for module in network.mlp_mean.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
