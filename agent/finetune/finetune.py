@@ -68,7 +68,9 @@ class FinetuneAgent:
         self.images, env_cfg = images.settled(payload, cfg)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
         self.policy = build(cfg.model).to(self.device)
-        self.pretrained = bool(payload) and payload.get("kind") != "finetune"  # of a base that has learned nothing here yet
+        self.pretrained = (
+            bool(payload) and payload.get("kind") != "finetune"
+        )  # of a base that has learned nothing here yet
         if resumed is None:
             self._load_base(payload)
             log.info("base policy: %s", self.base_path)

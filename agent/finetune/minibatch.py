@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent.errors import UsageError
 from model.common.vision import shift_obs
@@ -61,6 +61,15 @@ def take(obs: Obs, rows: Tensor) -> Obs:
 def look(obs: Obs, rows: Tensor, shifts: Tensor | None) -> Obs:
     """``take``, with images moved by their ``shifts (M, 2)``."""
     return shift_obs(take(obs, rows), None if shifts is None else shifts[rows])
+
+
+def encode_once(policy: nn.Module, obs: Obs, rows_at_once: int, device: torch.device) -> Obs:
+    """``obs (M, ...)``; of a policy whose eyes no update changes (``frozen_eyes``) with features for images, once for all epochs."""
+    if "rgb" not in obs or not getattr(policy, "frozen_eyes", False):
+        return obs
+    rows = torch.arange(len(obs["rgb"]), device=device).split(rows_at_once)
+    parts = [policy.encode(take(obs, some)) for some in rows]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 class Means:

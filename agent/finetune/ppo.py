@@ -31,7 +31,7 @@ from agent.config import NUMBER, optimizer_settings, optional
 from agent.errors import UsageError
 from agent.finetune.algorithm import Algorithm
 from agent.finetune.gae import generalized_advantage
-from agent.finetune.minibatch import Data, Losses, look, share, take
+from agent.finetune.minibatch import Data, Losses, encode_once, look, share, take
 from agent.finetune.regularise import SETTINGS as REGULARISERS
 from agent.finetune.regularise import Regulariser
 from agent.finetune.reward_scaling import RunningRewardScaler
@@ -152,10 +152,9 @@ class PPO(Algorithm):
         started = time.perf_counter()
         rows = rollout.valid.flatten().nonzero()[:, 0]
         if not len(rows):
-            raise UsageError(
-                "every simulation of this rollout went unstable: nothing to learn from (actions out of range?)"
-            )
-        obs = self._encode_once({key: value.flatten(0, 1) for key, value in rollout.obs.items()}, rollout.chains.device)
+            raise UsageError("every simulation went unstable: nothing to learn from (actions out of range?)")
+        obs = {key: value.flatten(0, 1) for key, value in rollout.obs.items()}
+        obs = encode_once(self.policy, obs, self._rows_at_once(obs), rollout.chains.device)
         metrics = {} if self.checked_ratio else self._check_ratio(rollout, obs, rows)
         shifts = self._draw_shifts(obs, rollout)
         rewards = self.scaler(rollout.rewards, rollout.firsts) if self.scaler else rollout.rewards
@@ -179,14 +178,6 @@ class PPO(Algorithm):
         self.critic_schedule.step()
         self._tune_fewer_steps(iteration + 1)
         return metrics | {"time/update": time.perf_counter() - started}
-
-    def _encode_once(self, obs: Obs, device: torch.device) -> Obs:
-        """With images and a policy whose eyes no update changes: what they see, once for all epochs."""
-        if "rgb" not in obs or not getattr(self.policy, "frozen_eyes", False):
-            return obs
-        rows = torch.arange(len(obs["rgb"]), device=device).split(self._rows_at_once(obs))
-        parts = [self.policy.encode(take(obs, some)) for some in rows]
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def _tune_fewer_steps(self, iteration: int) -> None:
         """Every ``ft_denoising_steps_t`` iterations ``ft_denoising_steps_d`` fewer, down to one; the optimiser goes on."""

@@ -111,7 +111,13 @@ class SteeredDiffusion(DiffusionProcess):
     def untuned(self) -> DiffusionModel:
         """The frozen denoiser as it was pre-trained, which starts from standard normal noise and shares its weights: what a
         comparison before and after starts with."""
-        settings = (self.predict_epsilon, self.denoised_clip_value, None, self.final_action_clip_value, self.eps_clip_value)
+        settings = (
+            self.predict_epsilon,
+            self.denoised_clip_value,
+            None,
+            self.final_action_clip_value,
+            self.eps_clip_value,
+        )
         sizes = (self.horizon_steps, self.obs_dim, self.action_dim, self.denoising_steps)
         base = DiffusionModel(self.network, *sizes, *settings, use_ddim=True, ddim_steps=self.n_steps)
         return base.to(next(self.network.parameters()).device).eval()

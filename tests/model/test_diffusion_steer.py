@@ -150,7 +150,16 @@ def test_images_are_encoded_once_per_rollout_however_often_it_is_learned_from(mo
 def test_ppo_over_the_start_learns_what_the_frozen_base_can_do():
     """A base that goes anywhere (random weights) on a dense point mass: choosing its starts raises the return."""
     p = policy(2, 2, 4, 1, ddim_steps=3)
-    train = {**TRAIN, "batch_size": 200, "update_epochs": 10, "actor_lr": 3e-3, "critic_lr": 3e-3, "gamma": 0.9, "gae_lambda": 0.95, "target_kl": None}
+    train = {
+        **TRAIN,
+        "batch_size": 200,
+        "update_epochs": 10,
+        "actor_lr": 3e-3,
+        "critic_lr": 3e-3,
+        "gamma": 0.9,
+        "gae_lambda": 0.95,
+        "target_kl": None,
+    }
     algorithm = PPO(p, train, 53, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in p.network.state_dict().items()}
     gained = []
