@@ -85,7 +85,13 @@ def test_likelihoods_of_whole_chunks_learn_too(pretrained):
     base = pretrained / "pre" / "checkpoint" / "state_30.pt"
     shared = [key for key in runs.FINETUNE if "clip_ploss_coef_base" not in key]
     overrides = [
-        *("env.max_episode_steps=10", "env.n_envs=80", "train.n_steps=10", "train.n_train_itr=15", "train.batch_size=200"),
+        *(
+            "env.max_episode_steps=10",
+            "env.n_envs=80",
+            "train.n_steps=10",
+            "train.n_train_itr=15",
+            "train.batch_size=200",
+        ),
         *("train.gamma=0.95", "train.critic_lr=3e-3", "train.critic_lr_scheduler.min_lr=1e-3", "train.actor_lr=2e-3"),
         *(f"train.{key}_lr_scheduler.warmup_steps=0" for key in ("actor", "critic")),
         *("train.update_epochs=4", "train.target_kl=0.05", "train.max_grad_norm=1", "train.final_eval_episodes=400"),
@@ -102,3 +108,36 @@ def test_likelihoods_of_whole_chunks_learn_too(pretrained):
     again = ["eval_seed=2000000", "n_episodes=400", "env.max_episode_steps=10"]
     cfg = runs.eval_config(f"base_policy_path={path}", f"logdir={pretrained / 'exact_eval'}", *again)
     assert EvalAgent(cfg).run()["success_rate"] == after
+
+
+def test_the_start_is_learned_and_the_comparison_begins_with_the_base_as_it_was(pretrained):
+    """PPO over the start: "before" is what the base does, success rises above that and above the middle start, the file is like any other."""
+    base = pretrained / "pre" / "checkpoint" / "state_30.pt"
+    shared = [key for key in runs.FINETUNE if not key.startswith(("ft_denoising", "model.clip", "train.actor_lr_s"))]
+    overrides = [
+        *("env.max_episode_steps=16", "env.n_envs=80", "train.n_steps=16", "train.n_train_itr=15"),
+        *("train.batch_size=90", "train.gamma=0.95", "train.update_epochs=10", "train.final_eval_episodes=400"),
+        *(f"train.{key}_lr_scheduler.warmup_steps=0" for key in ("actor", "critic")),
+        *("model.ddim_steps=5", "train.target_kl=0.05", f"base_policy_path={base}", f"logdir={pretrained / 'steer'}"),
+    ]
+    result = FinetuneAgent(runs.config("robomimic/finetune/lift/ft_ppo_steer_mlp", *shared, *overrides)).run()
+    seeds = ["eval_seed=2000000", "n_episodes=400", "env.max_episode_steps=16"]
+
+    def evaluated(name, path, *more):
+        return EvalAgent(
+            runs.eval_config(f"base_policy_path={path}", f"logdir={pretrained / name}", *seeds, *more)
+        ).run()
+
+    ddim = ["+model.use_ddim=true", "+model.ddim_steps=5"]
+    assert evaluated("steer_0", base, *ddim)["successes"] == result["before"]["successes"]
+    middle = evaluated("steer_1", base, *ddim, "+model.start_std=0")
+    after = result["after"]
+    assert after["success_interval"][0] > result["before"]["success_interval"][1]
+    assert after["success_rate"] > middle["success_rate"]
+    path = pretrained / "steer" / "checkpoint" / "state_15.pt"
+    assert evaluated("steer_2", path)["successes"] == after["successes"]
+    frozen, trained = (
+        checkpoint.load_policy(path).network.state_dict(),
+        checkpoint.load_policy(base).network.state_dict(),
+    )
+    assert all((value == trained[key]).all() for key, value in frozen.items())
