@@ -30,6 +30,7 @@ class Recipe:
     leaf: str  # of cfg/robomimic/{pretrain,finetune}/<task>
     demonstrations: int
     collect: tuple[str, ...] = ()  # further arguments of script/collect_demos.py
+    tune: str | None = None  # the leaf of fine-tuning, where it has another name
     note: str = "the demonstrations are scripted: not the papers' numbers"
 
 
@@ -41,7 +42,7 @@ RECIPES = {
     ),
     "can": Recipe("two_cores", 400),
     "square": Recipe("two_cores", 400, ("--noise=0.5",)),
-    "transport": Recipe("two_cores", 300, ("--noise=0.5",)),
+    "transport": Recipe("two_cores", 500, ("--noise=0.4",), tune="two_cores_steer"),
     "lift-img": Recipe("two_cores_img", 200, ("--images",)),
     "can-img": Recipe("two_cores_img", 300, ("--images",)),
 }
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         stage(title, run(task, "pretrain", pretrain, common))
     if not (finetune / "result.json").exists():
         base = f"base_policy_path={newest(pretrain)}"
-        title = "3/3  fine-tuning with PPO over the denoising chain"
+        title = f"3/3  fine-tuning with PPO over the {'start noise' if recipe.tune else 'denoising chain'}"
         stage(title, run(task, "finetune", finetune, [*common, base, *overrides]))
     report(task, out, time.monotonic() - started)
     return 0
@@ -89,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(task: str, name: str, logdir: Path, overrides: list[str]) -> list[str]:
     """The command of a stage; it goes on where an earlier attempt was cut off."""
     go_on = ["resume=true"] if logdir.exists() else []
-    leaf = [f"--config-dir=cfg/robomimic/{name}/{task.removesuffix('-img')}", f"--config-name={RECIPES[task].leaf}"]
+    recipe = RECIPES[task]
+    chosen = recipe.tune if name == "finetune" and recipe.tune else recipe.leaf
+    leaf = [f"--config-dir=cfg/robomimic/{name}/{task.removesuffix('-img')}", f"--config-name={chosen}"]
     return ["script/run.py", *leaf, f"logdir={logdir}", *go_on, *overrides]
 
 

@@ -1,4 +1,4 @@
-"""Every pre-trained policy in ``assets/policies`` is one that the fine-tuning leaf of its name starts from, as that leaf stands."""
+"""Every pre-trained policy in ``assets/policies`` is one that the fine-tuning leaves of its name start from, as those leaves stand."""
 
 import pytest
 import torch
@@ -11,15 +11,16 @@ from tests.cfg.test_configs import ROOT, composed
 FOLDERS = sorted(p for p in (ROOT / "assets" / "policies").iterdir() if p.is_dir())
 
 
-def leaf_of(name: str) -> str:
+def leaf_of(name: str, method: str) -> str:
     task, img = name.removesuffix("_img"), "_img" if name.endswith("_img") else ""
-    (leaf,) = (ROOT / "cfg").glob(f"*/finetune/{task}/two_cores{img}.yaml")
+    (leaf,) = (ROOT / "cfg").glob(f"*/finetune/{task}/{method}{img}.yaml")
     return str(leaf.relative_to(ROOT / "cfg"))
 
 
+@pytest.mark.parametrize("method", ["two_cores", "two_cores_steer"])
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
-def test_the_leaf_of_its_name_starts_from_it(folder):
-    payload, cfg = checkpoint.load(folder), composed(leaf_of(folder.name))
+def test_the_leaves_of_its_name_start_from_it(folder, method):
+    payload, cfg = checkpoint.load(folder), composed(leaf_of(folder.name, method))
     assert _fits(payload["config"], cfg) and images.mismatch(images.of_checkpoint(payload), cfg) is None
     policy = build(cfg.model)
     weights = checkpoint.weights(payload)
