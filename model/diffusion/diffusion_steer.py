@@ -6,7 +6,10 @@ std)`` is the action, and exploring is what the base does anyway: at the beginni
 often, and every chunk it tries is one that the demonstrations allow for. Choosing the start by reinforcement learning is "diffusion
 steering" (DSRL, Wagenmaker et al. 2025, arXiv:2506.15799, there off-policy); PPO needs no more of it than one density.
 
-What it cannot do is act in a way that no start leads to.
+A start that is the same for several steps of the chunk has fewer dimensions to try and moves the hand further: noise that is
+drawn for each step mostly cancels over a chunk, and what a chunk did is easier to say of few numbers than of many.
+
+What steering cannot do is act in a way that no start leads to.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ class SteeredDiffusion(DiffusionProcess):
 
     Args:
         actor: a fresh denoiser; ``load_base`` fills it.
-        steer: observation to mean ``(B, Ta, Da)`` and deviation (broadcastable) of the start; its mean is set to 0.
+        steer: observation to mean ``(B, Ts, Da)`` and deviation (broadcastable) of the start; its mean is set to 0. Where its
+            ``horizon_steps`` ``Ts`` is less than ``Ta``, a divisor of it, each row of the start stands for ``Ta / Ts`` steps of the chunk.
         critic: observation to value ``(B,)``.
-        clip_ploss_coef: PPO's clip range. The density is that of the whole start, a sum over ``(Ta, Da)``, not a mean.
+        clip_ploss_coef: PPO's clip range. The density is that of the whole start, a sum over ``(Ts, Da)``, not a mean.
         clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in ``agent``.
 
     The others are explained in ``DiffusionProcess``.
@@ -81,6 +85,11 @@ class SteeredDiffusion(DiffusionProcess):
             use_ddim=True,
             ddim_steps=ddim_steps,
         )
+        if horizon_steps % steer.horizon_steps:
+            raise ValueError(
+                f"steer.horizon_steps: expected a divisor of horizon_steps = {horizon_steps}, found {steer.horizon_steps}"
+            )
+        self.repeat = horizon_steps // steer.horizon_steps
         tabulate_time(actor, denoising_steps)
         self.network = actor.requires_grad_(False).eval()
         self.steer, self.critic = steer, critic
@@ -140,14 +149,18 @@ class SteeredDiffusion(DiffusionProcess):
         """
         obs = self.encode(obs)
         mean, std = self.steer(_seen(obs))
-        z = mean if deterministic else mean + std * self.prepare_noise(obs, noise, generator)[0]
-        x = z
+        z = mean if deterministic else mean + std * self._once(self.prepare_noise(obs, noise, generator)[0])
+        x = z.repeat_interleave(self.repeat, dim=1)
+        chains = torch.stack([torch.zeros_like(x), x], dim=1)
         for i in range(self.n_steps):
             x = self.finish(self.step_mean_std(self.network, x, i, obs)[0], i)
         if not return_chain:
             return Sample(x)
-        chains = torch.stack([torch.zeros_like(z), z], dim=1)
         return Sample(x, chains, None if deterministic else _log_density(z, mean, std)[:, None])
+
+    def _once(self, start: Tensor) -> Tensor:
+        """Of a start ``(B, Ta, Da)`` the rows that differ, ``(B, Ts, Da)``."""
+        return start[:, :: self.repeat]
 
     @torch.no_grad()
     def encode(self, obs: Obs) -> Obs:
@@ -157,7 +170,7 @@ class SteeredDiffusion(DiffusionProcess):
     def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor) -> Tensor:
         """Log-probability ``(B,)`` of the starts ``x_next (B, Ta, Da)``, differentiable. ``x`` and ``step`` say nothing where the
         chain has one step."""
-        return _log_density(x_next, *self.steer(_seen(self.encode(obs))))
+        return _log_density(self._once(x_next), *self.steer(_seen(self.encode(obs))))
 
     def chain_log_probs(self, obs: Obs, chains: Tensor) -> Tensor:
         """``log_prob`` of ``chains (B, 2, Ta, Da)``, as ``(B, 1)``."""
@@ -207,7 +220,7 @@ def _seen(obs: Obs) -> Obs:
 
 
 def _log_density(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Of starts ``z (B, Ta, Da)``, ``(B,)``."""
+    """Of starts ``z (B, Ts, Da)``, ``(B,)``."""
     u = (z - mean) / std
     return (-0.5 * u.square() - std.log() - HALF_LOG_2PI).sum(dim=(1, 2))
 

@@ -20,15 +20,17 @@ from model.diffusion.mlp_diffusion import DiffusionMLP, VisionDiffusionMLP
 from tests.agent.test_ppo import TRAIN, make_rollout
 from tests.point_mass import PointMass
 
-B, TO, TA, DA, DO = 11, 2, 3, 5, 7
+B, TO, TA, DA, DO = 11, 2, 6, 5, 7
 STD = {"fixed_std": 1.0, "learn_fixed_std": True, "std_max": 1.5, "tanh_output": False}
 
 
-def policy(ta: int = TA, da: int = DA, do: int = DO, to: int = TO, **settings) -> SteeredDiffusion:
+def policy(
+    ta: int = TA, da: int = DA, do: int = DO, to: int = TO, ts: int | None = None, **settings
+) -> SteeredDiffusion:
     torch.manual_seed(0)
     return SteeredDiffusion(
         DiffusionMLP(da, ta, to * do, mlp_dims=[13] * 3, residual_style=True),
-        Gaussian_MLP(da, ta, to * do, [19, 23], **STD),
+        Gaussian_MLP(da, ts or ta, to * do, [19, 23], **STD),
         CriticObs(to * do, [17] * 3, residual_style=True),
         **{"horizon_steps": ta, "obs_dim": do, "action_dim": da, "denoising_steps": 20, "ddim_steps": 5, **settings},
     )
@@ -65,22 +67,26 @@ def test_exploring_is_at_first_what_the_base_does():
     assert not torch.equal(middle, sample.trajectories)
 
 
-def test_a_learned_start_is_what_is_denoised():
-    p, obs = moved(policy()), observations()
+@pytest.mark.parametrize("ts", [6, 2, 1])
+def test_a_learned_start_is_what_is_denoised(ts):
+    p, obs = moved(policy(ts=ts)), observations()
     noise = torch.randn(B, *p.noise_shape)
     with torch.no_grad():
         mean, std = p.steer(obs)
-    for deterministic, start in ((False, mean + std * noise[:, 0]), (True, mean)):
+    whole = torch.arange(TA) // (TA // ts)  # which row of the start each step of the chunk begins with
+    drawn = (mean + std * noise[:, 0, :: TA // ts])[:, whole]
+    for deterministic, start in ((False, drawn), (True, mean[:, whole])):
         sample = p.sample(obs, deterministic, noise)
         torch.testing.assert_close(sample.chains[:, 1], start)
         given = torch.cat([start[:, None], torch.zeros(B, 5, TA, DA)], dim=1)
         torch.testing.assert_close(sample.trajectories, plain(p).sample(obs, noise=given).trajectories)
 
 
-def test_density_and_divergence_are_those_of_torch():
-    p, obs = moved(policy()), observations()
+@pytest.mark.parametrize("ts", [6, 2])
+def test_density_and_divergence_are_those_of_torch(ts):
+    p, obs = moved(policy(ts=ts)), observations()
     sample = p.sample(obs)
-    z = sample.chains[:, 1]
+    z = sample.chains[:, 1, :: TA // ts]
     mean, std = p.steer(obs)
     theirs = Independent(Normal(mean, std.expand_as(mean)), 2)
     torch.testing.assert_close(sample.log_probs[:, 0], theirs.log_prob(z))
@@ -102,6 +108,11 @@ def test_only_the_start_learns():
     other.load_base(base)
     for key, value in other.network.state_dict().items():
         torch.testing.assert_close(value, base[f"network.{key}"])
+
+
+def test_a_start_that_does_not_divide_the_chunk_is_refused():
+    with pytest.raises(ValueError, match=r"steer\.horizon_steps.*6.*4"):
+        policy(ts=4)
 
 
 def test_starts_from_a_negative_deviation_are_refused():
