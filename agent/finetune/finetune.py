@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -68,9 +69,7 @@ class FinetuneAgent:
         self.images, env_cfg = images.settled(payload, cfg)
         self.normalizer = base_policy.normalizer_of(payload, cfg)
         self.policy = build(cfg.model).to(self.device)
-        self.pretrained = (
-            bool(payload) and payload.get("kind") != "finetune"
-        )  # of a base that has learned nothing here yet
+        self.base = self.policy  # what the comparison at the end begins with
         if resumed is None:
             self._load_base(payload)
             log.info("base policy: %s", self.base_path)
@@ -169,6 +168,7 @@ class FinetuneAgent:
         else:
             try:
                 self.policy.load_base(checkpoint.weights(payload))
+                self.base = getattr(self.policy, "untuned", lambda: self.policy)()
             except ValueError as error:
                 raise CheckpointError(
                     f"base_policy_path: {self.base_path} does not fit model.actor: {error}"
@@ -177,12 +177,11 @@ class FinetuneAgent:
     def _measure_base(self) -> dict[str, Any]:
         """How good the policy is before any reinforcement learning, on the seeds of the final comparison."""
         seed, episodes = self.train["final_eval_seed"], self.train["final_eval_episodes"]
-        base = self.policy.untuned() if self.pretrained and hasattr(self.policy, "untuned") else self.policy
-        result = evaluate(base, self.eval_env, episodes, seed, progress="base policy")
+        result = evaluate(self.base, self.eval_env, episodes, seed, progress="base policy")
         log.info("base policy: %s", result)
         self.logger.log("itr", 0, {"env_steps": 0, "time/wall": 0.0, **result.metrics()})
         if self._video_due():
-            self._video("itr_0", self.train["render"]["num"])
+            self._video("itr_0", self.train["render"]["num"], self.base)
         return result.to_dict()
 
     def _run_evaluation(self, first_seed: int, episodes: int, label: str) -> EvalResult:
@@ -204,9 +203,9 @@ class FinetuneAgent:
             and self.iteration // render["freq"] > before // render["freq"]
         )
 
-    def _video(self, name: str, episodes: int) -> str | None:
+    def _video(self, name: str, episodes: int, policy: nn.Module | None = None) -> str | None:
         seeds = [self.train["eval_seed"] + k for k in range(episodes)]
-        return record_video(self.policy, self.eval_env, seeds, self.logger.logdir / "render" / f"{name}.mp4")
+        return record_video(policy or self.policy, self.eval_env, seeds, self.logger.logdir / "render" / f"{name}.mp4")
 
     def _start_episodes(self) -> None:
         """New episodes at every iteration, or (``env.reset_at_iteration=false``) only at the first."""

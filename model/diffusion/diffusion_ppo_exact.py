@@ -50,6 +50,7 @@ class PPOExactDiffusion(PPODiffusion):
             "learn_eta",
             "eps_clip_value",
             "reward_horizon",
+            "start_std",
         ),
         *("gamma_denoising", "clip_ploss_coef_base", "clip_ploss_coef_rate"),
     )

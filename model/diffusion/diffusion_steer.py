@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from model.common.gaussian import HALF_LOG_2PI
 from model.common.modules import load_pretrained
+from model.common.one_step import OneStep, chain_of
 from model.common.vision import encode_obs
 from model.diffusion.diffusion import DiffusionModel
 from model.diffusion.process import DiffusionProcess, tabulate_time
 from model.types import Obs, Sample
 
 
-class SteeredDiffusion(DiffusionProcess):
+class SteeredDiffusion(OneStep, DiffusionProcess):
     """Frozen denoiser, the distribution of its start, and a critic; to PPO a chain of one step, ``K = 1``.
 
     Who steers and who criticises look through the frozen denoiser's eyes: of images they see ``[features, state]``, which are
@@ -41,15 +42,13 @@ class SteeredDiffusion(DiffusionProcess):
             ``horizon_steps`` ``Ts`` is less than ``Ta``, a divisor of it, each row of the start stands for ``Ta / Ts`` steps of the chunk.
         critic: observation to value ``(B,)``.
         clip_ploss_coef: PPO's clip range. The density is that of the whole start, a sum over ``(Ts, Da)``, not a mean.
-        clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in ``agent``.
 
-    The others are explained in ``DiffusionProcess``.
+    The others are explained in ``OneStep`` and ``DiffusionProcess``.
 
     Raises:
         ValueError: naming the key that does not fit.
     """
 
-    n_chain_steps = 1  # K
     frozen_eyes = True
 
     def __init__(
@@ -94,9 +93,9 @@ class SteeredDiffusion(DiffusionProcess):
         self.network = actor.requires_grad_(False).eval()
         self.steer, self.critic = steer, critic
         _zero_last_layer(steer)
-        self.clip_ploss_coef, self.clip_vloss_coef, self.norm_adv = clip_ploss_coef, clip_vloss_coef, norm_adv
-        self.clip_advantage_lower_quantile = clip_advantage_lower_quantile
-        self.clip_advantage_upper_quantile = clip_advantage_upper_quantile
+        self._one_step(
+            clip_ploss_coef, clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv
+        )
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -151,7 +150,7 @@ class SteeredDiffusion(DiffusionProcess):
         mean, std = self.steer(_seen(obs))
         z = mean if deterministic else mean + std * self._once(self.prepare_noise(obs, noise, generator)[0])
         x = z.repeat_interleave(self.repeat, dim=1)
-        chains = torch.stack([torch.zeros_like(x), x], dim=1)
+        chains = chain_of(x)
         for i in range(self.n_steps):
             x = self.finish(self.step_mean_std(self.network, x, i, obs)[0], i)
         if not return_chain:
@@ -180,7 +179,7 @@ class SteeredDiffusion(DiffusionProcess):
     def base_chains(self, obs: Obs, generator: torch.Generator) -> Tensor:
         """What the base would do: ``chains (B, 2, Ta, Da)`` from nothing to a standard normal start."""
         start = self.prepare_noise(obs, None, generator)[0]
-        return torch.stack([torch.zeros_like(start), start], dim=1)
+        return chain_of(start)
 
     def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
         """KL divergence ``(B,)`` of the start's distribution from the standard normal one, differentiable."""
@@ -191,25 +190,9 @@ class SteeredDiffusion(DiffusionProcess):
         """The critic's value, ``(B,)``."""
         return self.critic(_seen(self.encode(obs)))
 
-    def clip_range(self, step: Tensor) -> Tensor:
-        """PPO's clip range, ``(B,)``."""
-        return torch.full(step.shape, self.clip_ploss_coef, device=step.device)
-
-    def denoising_discount(self, step: Tensor) -> Tensor:
-        """1, as ``(B,)``: the one step of the chain is its last."""
-        return torch.ones(step.shape, device=step.device)
-
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What the actor's optimiser trains: the start's distribution."""
         return self.steer.parameters()
-
-    def critic_parameters(self) -> Iterator[nn.Parameter]:
-        """What the critic's optimiser trains."""
-        return self.critic.parameters()
-
-    def eta_parameters(self) -> Iterator[nn.Parameter]:
-        """None: the sampler has no noise."""
-        return iter(())
 
 
 def _seen(obs: Obs) -> Obs:

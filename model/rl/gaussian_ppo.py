@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from model.common.gaussian import GaussianModel
 from model.common.modules import load_pretrained
+from model.common.one_step import OneStep, chain_of
 from model.common.vision import encode_obs
 from model.types import Obs, Sample
 
 
-class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
+class PPO_Gaussian(OneStep, GaussianModel):  # noqa: N801 (published name)
     """Tuned network, frozen base and critic.
 
     The ``state_dict`` has the published names: ``network.*`` and ``actor_ft.*`` (the same, tuned tensors), ``actor.*``
@@ -31,14 +32,10 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
     Args:
         actor: a fresh network, as ``GaussianModel`` wants it. ``load_base`` fills it; without, training starts from nothing.
         critic: observation to value ``(B,)``.
-        clip_ploss_coef: PPO's clip range.
-        clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv: kept for the loss in
-            ``agent``.
 
-    The others are explained in ``GaussianModel``.
+    The others are explained in ``OneStep`` and ``GaussianModel``.
     """
 
-    n_chain_steps = 1  # K
     keeps_base = True  # beside the tuned network, as published
 
     def __init__(
@@ -58,10 +55,9 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         if self.keeps_base:
             self.actor = copy.deepcopy(actor).requires_grad_(False)
         self.critic = critic
-        self.clip_ploss_coef, self.clip_vloss_coef = clip_ploss_coef, clip_vloss_coef
-        self.clip_advantage_lower_quantile = clip_advantage_lower_quantile
-        self.clip_advantage_upper_quantile = clip_advantage_upper_quantile
-        self.norm_adv = norm_adv
+        self._one_step(
+            clip_ploss_coef, clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv
+        )
 
     def load_base(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load pre-trained weights (``network.*``) into the tuned network, in place, and into the frozen base.
@@ -92,8 +88,7 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         x, *distribution = self.draw(obs, deterministic, noise, generator)
         if not return_chain:
             return Sample(x)
-        chains = torch.stack([torch.zeros_like(x), x], dim=1)
-        return Sample(x, chains, None if deterministic else self.log_density(x, *distribution)[:, None])
+        return Sample(x, chain_of(x), None if deterministic else self.log_density(x, *distribution)[:, None])
 
     def encode(self, obs: Obs) -> Obs:
         """``obs`` as the tuned network sees it, differentiable: images replaced by features; state alone stays as it is."""
@@ -113,7 +108,7 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         """What the frozen base would do while exploring: ``chains (B, 2, Ta, Da)``."""
         mean, std = self.actor(obs)
         x = mean + std * self.bounded(self.noise(mean, None, generator)[:, 0])
-        return torch.stack([torch.zeros_like(x), x], dim=1)
+        return chain_of(x)
 
     def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
         """KL divergence ``(B,)`` of the tuned distribution from the frozen base's, mean over ``(Ta, Da)``; differentiable in the former.
@@ -128,14 +123,6 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
         """The critic's value, ``(B,)``."""
         return self.critic(obs)
 
-    def clip_range(self, step: Tensor) -> Tensor:
-        """PPO's clip range, ``(B,)``."""
-        return torch.full(step.shape, self.clip_ploss_coef, device=step.device)
-
-    def denoising_discount(self, step: Tensor) -> Tensor:
-        """1, as ``(B,)``: the one step of the chain is its last."""
-        return torch.ones(step.shape, device=step.device)
-
     def entropy_proxy(self, obs: Obs) -> Tensor:
         """Mean entropy per dimension, 0-d: what an entropy bonus pushes up."""
         return self.entropy(*self.network(obs))
@@ -143,11 +130,3 @@ class PPO_Gaussian(GaussianModel):  # noqa: N801 (published name)
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What the actor's optimiser trains."""
         return self.network.parameters()
-
-    def critic_parameters(self) -> Iterator[nn.Parameter]:
-        """What the critic's optimiser trains."""
-        return self.critic.parameters()
-
-    def eta_parameters(self) -> Iterator[nn.Parameter]:
-        """None: a Gaussian policy has no denoising noise level."""
-        return iter(())

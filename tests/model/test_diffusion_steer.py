@@ -15,6 +15,7 @@ from model.common.critic import CriticObs
 from model.common.mlp_gaussian import Gaussian_MLP
 from model.common.vit import VitEncoder
 from model.diffusion.diffusion import DiffusionModel
+from model.diffusion.diffusion_ppo import PPODiffusion
 from model.diffusion.diffusion_steer import SteeredDiffusion
 from model.diffusion.mlp_diffusion import DiffusionMLP, VisionDiffusionMLP
 from tests.agent.test_ppo import TRAIN, make_rollout
@@ -113,6 +114,26 @@ def test_only_the_start_learns():
 def test_a_start_that_does_not_divide_the_chunk_is_refused():
     with pytest.raises(ValueError, match=r"steer\.horizon_steps.*6.*4"):
         policy(ts=4)
+
+
+@pytest.mark.parametrize("sampler", [{}, {"use_ddim": True, "ddim_steps": 5}])
+def test_the_deviation_of_the_start_scales_the_start_alone(sampler):
+    """Of the policy as pre-trained, and of the one that is tuned."""
+
+    def both(**settings):
+        torch.manual_seed(0)
+        net = DiffusionMLP(DA, TA, TO * DO, mlp_dims=[13] * 3, residual_style=True)
+        critic = CriticObs(TO * DO, [17] * 3, residual_style=True)
+        return DiffusionModel(net, TA, DO, DA, 20, **sampler, **settings), PPODiffusion(
+            copy.deepcopy(net), critic, TA, DO, DA, 20, 3, **sampler, **settings
+        )
+
+    for scaled, usual in zip(both(start_std=0.3), both(), strict=True):
+        noise = torch.randn(B, *usual.noise_shape)
+        given = torch.cat([0.3 * noise[:, :1], noise[:, 1:]], dim=1)
+        one, other = scaled.sample(observations(), noise=noise), usual.sample(observations(), noise=given)
+        assert torch.equal(one.trajectories, other.trajectories)
+        assert not torch.equal(one.trajectories, usual.sample(observations(), noise=noise).trajectories)
 
 
 def test_starts_from_a_negative_deviation_are_refused():
