@@ -23,7 +23,7 @@ FREE = {
     "env.wrappers.d3il_lowdim.normalization_path", "robomimic_env_cfg_path", "env.simulator_python",
     "env.specific.normalization_path", "env.specific.headless", "env.specific.gpu_id",
     "train.n_epochs", "train.n_train_itr", "train.save_model_freq", "train.latest_every_s", "train.render", "train.val_freq", "train.eval_episodes",
-    "train.stop_at_return", "train.final_eval_episodes", "train.log_freq", "train.diagnostics_freq",
+    "train.stop_at_return", "train.final_eval_episodes", "train.log_freq", "train.diagnostics_freq", "train.gradient_signal",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,10 +32,12 @@ from agent.errors import UsageError
 from agent.finetune.algorithm import Algorithm
 from agent.finetune.gae import generalized_advantage
 from agent.finetune.minibatch import Data, Losses, encode_once, look, share, take
+from agent.finetune.objective import clipped_objective, value_objective
 from agent.finetune.regularise import SETTINGS as REGULARISERS
 from agent.finetune.regularise import Regulariser
 from agent.finetune.reward_scaling import RunningRewardScaler
 from agent.finetune.rollout import Rollout
+from agent.finetune.signal import gradient_signal
 from agent.metrics import explained_variance
 from agent.optim import CosineAnnealingWarmupRestarts
 from model.common.modules import RandomShiftsAug
@@ -47,37 +49,8 @@ log = logging.getLogger(__name__)
 TIME_LIMITS = ("bootstrap", "terminal")
 VALUE_ROWS = 10000  # state observations that are scored at once without gradients
 IMAGE_ROWS = 256  # image observations, unless train.logprob_batch_size says otherwise
-MAX_LOG_RATIO = 20.0  # what is clipped has no gradient; but of an infinite ratio none is not a number
 RATIO_TOLERANCE = 1e-3  # of |log ratio| before the first update: float32 rounding between batch sizes, nothing more
 GPU_IMAGE_TOLERANCE = 1e-2  # cuDNN may choose TF32 for one batch size and float32 for another
-
-
-def clipped_objective(log_ratio: Tensor, advantages: Tensor, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The clipped surrogate (PPO, eq. 7), to be minimised.
-
-    Args:
-        log_ratio: (B,) new minus old log-probability.
-        advantages: (B,).
-        clip: (B,) or scalar epsilon.
-
-    Returns:
-        loss, approximate KL divergence ``E[(r - 1) - log r]`` (Schulman 2020) and clipped fraction, all 0-d; the last two detached.
-    """
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    loss = -torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
-    with torch.no_grad():
-        approx_kl = (ratio - 1 - log_ratio).mean()
-        clip_fraction = ((ratio - 1).abs() > clip).float().mean()
-    return loss, approx_kl, clip_fraction
-
-
-def value_objective(values: Tensor, returns: Tensor, old_values: Tensor, clip: float | None) -> Tensor:
-    """Half the mean squared error of (B,) values; with ``clip``, pessimistic about moves of more than ``clip`` from the old ones."""
-    loss = (values - returns).square()
-    if clip is not None:
-        kept = old_values + (values - old_values).clamp(-clip, clip)
-        loss = torch.maximum(loss, (kept - returns).square())
-    return 0.5 * loss.mean()
 
 
 def tuned_steps(policy: nn.Module) -> int:
@@ -91,6 +64,7 @@ class PPO(Algorithm):
     HEADLINE = (("kl", "approx_kl", ".4f"), ("explained variance", "explained_variance", ".2f"))
     SETTINGS: ClassVar = {
         "gae_lambda": NUMBER,
+        "gradient_signal": bool,
         "n_critic_warmup_itr": int,
         **optimizer_settings("actor"),
         **optimizer_settings("critic"),
@@ -158,11 +132,20 @@ class PPO(Algorithm):
         metrics = {} if self.checked_ratio else self._check_ratio(rollout, obs, rows)
         shifts = self._draw_shifts(obs, rollout)
         rewards = self.scaler(rollout.rewards, rollout.firsts) if self.scaler else rollout.rewards
-        advantages, returns, values = self._advantages(rollout, obs, shifts, rewards * self.train["reward_scale_const"])
-        advantages = self._normalise(advantages.flatten(), rows)
-        returns = returns.flatten()
+        estimate, values = self._estimator(rollout, obs, shifts, rewards * self.train["reward_scale_const"])
+        advantages, returns = (x.flatten() for x in estimate(self.train["gae_lambda"]))
+        advantages = self._normalise(advantages, rows)
         learn_actor = iteration >= self.train["n_critic_warmup_itr"]
         data = Data(obs, shifts, rollout.chains.flatten(0, 1), rollout.log_probs.flatten(0, 1))
+        if self.train.get("gradient_signal"):
+            metrics |= gradient_signal(
+                self.policy,
+                data,
+                rows,
+                self.n_envs,
+                lambda decay: estimate(decay)[0].flatten(),
+                self._rows_at_once(obs),
+            )
         if learn_actor and shifts is not None:
             data.log_probs = self._log_probs(data, rows)
         metrics |= self._epochs(data, rows, advantages, returns, values.flatten(), learn_actor)
@@ -217,10 +200,11 @@ class PPO(Algorithm):
     def _rows_at_once(self, obs: Obs) -> int:
         return (self.train.get("logprob_batch_size") or IMAGE_ROWS) if "rgb" in obs else VALUE_ROWS
 
-    def _advantages(
+    def _estimator(
         self, rollout: Rollout, obs: Obs, shifts: Tensor | None, rewards: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Advantages, returns and values, (S, N) each. What bootstraps was never shifted, as published."""
+    ) -> tuple[Callable[[float], tuple[Tensor, Tensor]], Tensor]:
+        """What makes advantages and returns, (S, N) each, of a trace decay; and values, (S, N). What bootstraps was never shifted, as
+        published."""
         shape, device = rewards.shape, rewards.device
         everything = torch.arange(rewards.numel(), device=device)
         with torch.no_grad():
@@ -230,19 +214,11 @@ class PPO(Algorithm):
             final = torch.zeros(shape, device=device).flatten()
             for index, last in rollout.final_obs:
                 final[index.to(device)] = self.policy.value({key: value.to(device) for key, value in last.items()})
-        train, final = self.train, final.view(shape)
-        if train.get("time_limit", TIME_LIMITS[0]) == "terminal":
+        final = final.view(shape)
+        if self.train.get("time_limit", TIME_LIMITS[0]) == "terminal":
             final = final.masked_fill(rollout.truncated, 0.0)
-        advantages, returns = generalized_advantage(
-            rewards,
-            values,
-            rollout.terminated,
-            rollout.truncated,
-            final,
-            train["gamma"],
-            train["gae_lambda"],
-        )
-        return advantages, returns, values
+        ends = (rollout.terminated, rollout.truncated)
+        return lambda decay: generalized_advantage(rewards, values, *ends, final, self.train["gamma"], decay), values
 
     def _normalise(self, advantages: Tensor, rows: Tensor) -> Tensor:
         """Standardised over the valid chunks of the whole rollout, then clamped to the policy's quantiles."""

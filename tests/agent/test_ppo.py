@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from agent.errors import UsageError
-from agent.finetune.ppo import PPO, clipped_objective, value_objective
+from agent.finetune.objective import clipped_objective, value_objective
+from agent.finetune.ppo import PPO
 from agent.finetune.reward_scaling import RunningRewardScaler
 from agent.finetune.rollout import EpisodeTracker, Rollout, collect, to_torch
 from model.common.critic import CriticObs

@@ -9,7 +9,8 @@ import torch
 from torch.distributions import Normal
 
 from agent.checkpoint import load_policy
-from agent.finetune.ppo import PPO, clipped_objective, value_objective
+from agent.finetune.objective import clipped_objective, value_objective
+from agent.finetune.ppo import PPO
 from tests import published_files as files
 from tests.agent.test_ppo import TRAIN
 from tests.published_files import DA, DDIM, DO, FINETUNED, PRETRAINED, TA, TIME, TUNED, K, put
