@@ -64,6 +64,7 @@ class PPO(Algorithm):
     HEADLINE = (("kl", "approx_kl", ".4f"), ("explained variance", "explained_variance", ".2f"))
     SETTINGS: ClassVar = {
         "gae_lambda": NUMBER,
+        "value_lambda": optional(NUMBER),
         "gradient_signal": bool,
         "n_critic_warmup_itr": int,
         **optimizer_settings("actor"),
@@ -133,7 +134,9 @@ class PPO(Algorithm):
         shifts = self._draw_shifts(obs, rollout)
         rewards = self.scaler(rollout.rewards, rollout.firsts) if self.scaler else rollout.rewards
         estimate, values = self._estimator(rollout, obs, shifts, rewards * self.train["reward_scale_const"])
+        own = self.train.get("value_lambda")
         advantages, returns = (x.flatten() for x in estimate(self.train["gae_lambda"]))
+        returns = returns if own is None else estimate(own)[1].flatten()
         advantages = self._normalise(advantages, rows)
         learn_actor = iteration >= self.train["n_critic_warmup_itr"]
         data = Data(obs, shifts, rollout.chains.flatten(0, 1), rollout.log_probs.flatten(0, 1))
