@@ -190,3 +190,21 @@ def test_ppo_learns_to_reach_the_goal():
         algorithm.update(rollout, iteration)
         reached.append(tracker.summary()["train/episode_return"])
     assert np.mean(reached[-3:]) > np.mean(reached[:3]) + 4, reached
+
+
+def test_actor_and_critic_may_have_traces_of_their_own(monkeypatch):
+    learned = {}
+
+    def recorded(self, data, rows, advantages, returns, values, learn_actor):
+        learned[self.train["gae_lambda"], self.train.get("value_lambda")] = advantages, returns
+        return {"updates": 0.0, "kl_stopped": 0.0}
+
+    monkeypatch.setattr(PPO, "_epochs", recorded)
+    for own in ((0.3, None), (0.9, None), (0.3, 0.9)):
+        policy = make_policy()
+        rollout, _ = make_rollout(policy, PointMass(5), 7)
+        train = {**TRAIN, "gae_lambda": own[0], "value_lambda": own[1]}
+        PPO(policy, train, 5, torch.Generator().manual_seed(0)).update(rollout, 0)
+    torch.testing.assert_close(learned[0.3, 0.9][0], learned[0.3, None][0], rtol=0, atol=0)
+    torch.testing.assert_close(learned[0.3, 0.9][1], learned[0.9, None][1], rtol=0, atol=0)
+    assert not torch.allclose(learned[0.3, None][1], learned[0.9, None][1])
