@@ -11,16 +11,22 @@ from tests.cfg.test_configs import ROOT, composed
 FOLDERS = sorted(p for p in (ROOT / "assets" / "policies").iterdir() if p.is_dir())
 
 
-def leaf_of(name: str, method: str) -> str:
+def leaves_of(name: str) -> list[str]:
     task, img = name.removesuffix("_img"), "_img" if name.endswith("_img") else ""
-    (leaf,) = (ROOT / "cfg").glob(f"*/finetune/{task}/{method}{img}.yaml")
-    return str(leaf.relative_to(ROOT / "cfg"))
+    found = [
+        path
+        for method in ("two_cores", "two_cores_steer")
+        for path in (ROOT / "cfg").glob(f"*/finetune/{task}/{method}{img}.yaml")
+    ]
+    assert found, name
+    return [str(path.relative_to(ROOT / "cfg")) for path in found]
 
 
-@pytest.mark.parametrize("method", ["two_cores", "two_cores_steer"])
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
-def test_the_leaves_of_its_name_start_from_it(folder, method):
-    payload, cfg = checkpoint.load(folder), composed(leaf_of(folder.name, method))
+@pytest.mark.parametrize(
+    ("folder", "leaf"), [(folder, leaf) for folder in FOLDERS for leaf in leaves_of(folder.name)], ids=str
+)
+def test_the_leaves_of_its_name_start_from_it(folder, leaf):
+    payload, cfg = checkpoint.load(folder), composed(leaf)
     assert _fits(payload["config"], cfg) and images.mismatch(images.of_checkpoint(payload), cfg) is None
     policy = build(cfg.model)
     weights = checkpoint.weights(payload)
@@ -31,4 +37,4 @@ def test_the_leaves_of_its_name_start_from_it(folder, method):
 
 
 def test_they_are_there():
-    assert {p.name for p in FOLDERS} >= {"square_img", "transport_img"}
+    assert {p.name for p in FOLDERS} >= {"square_img", "transport_img", "transport", "one_leg_low"}
