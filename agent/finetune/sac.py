@@ -140,11 +140,15 @@ class SAC(SoftActorCritic):
     def learn_step(self) -> None:
         """Critic and actor, as often as their ratios say."""
         for _ in range(self._due("critic_replay_ratio")):
-            batch = self.batch()
-            self.step("critic", squared_errors(self.policy.values(batch.obs, batch.actions), self.soft_target(batch)))
-            follow(self.policy.target_critic, self.policy.critic, self.train["target_ema_rate"])
+            self.learn_critic()
         for _ in range(self._due("actor_replay_ratio")):
             self.learn_actor(self.batch().obs)
+
+    def learn_critic(self) -> None:
+        """One step of the critic, and the slow one follows."""
+        batch = self.batch()
+        self.step("critic", squared_errors(self.policy.values(batch.obs, batch.actions), self.soft_target(batch)))
+        follow(self.policy.target_critic, self.policy.critic, self.train["target_ema_rate"])
 
     def _due(self, ratio: str) -> int:
         """Minibatches now: ``ratio / batch_size`` every step, or as many as steps have passed, every so many steps."""

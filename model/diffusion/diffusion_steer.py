@@ -14,121 +14,56 @@ What steering cannot do is act in a way that no start leads to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.common.gaussian import HALF_LOG_2PI
-from model.common.modules import load_pretrained
+from model.common.modules import passes_on
 from model.common.one_step import OneStep, chain_of
-from model.common.vision import encode_obs
-from model.diffusion.diffusion import DiffusionModel
-from model.diffusion.process import DiffusionProcess, tabulate_time
+from model.diffusion.steered import Steered
 from model.types import Obs, Sample
 
 
-class SteeredDiffusion(OneStep, DiffusionProcess):
+class SteeredDiffusion(OneStep, Steered):
     """Frozen denoiser, the distribution of its start, and a critic; to PPO a chain of one step, ``K = 1``.
-
-    Who steers and who criticises look through the frozen denoiser's eyes: of images they see ``[features, state]``, which are
-    the same in every epoch (``frozen_eyes``), so that learning from images costs what learning from states does.
 
     The ``state_dict`` is ``network.*`` (frozen), ``steer.*`` and ``critic.*``.
 
     Args:
         actor: a fresh denoiser; ``load_base`` fills it.
-        steer: observation to mean ``(B, Ts, Da)`` and deviation (broadcastable) of the start; its mean is set to 0. Where its
-            ``horizon_steps`` ``Ts`` is less than ``Ta``, a divisor of it, each row of the start stands for ``Ta / Ts`` steps of the chunk.
+        steer: observation to mean ``(B, Ts, Da)`` and deviation (broadcastable) of the start; its mean is set to 0. Its
+            ``horizon_steps`` is ``Ts``, see ``Steered``.
         critic: observation to value ``(B,)``.
         clip_ploss_coef: PPO's clip range. The density is that of the whole start, a sum over ``(Ts, Da)``, not a mean.
 
-    The others are explained in ``OneStep`` and ``DiffusionProcess``.
+    The others are explained in ``OneStep`` and ``Steered``.
 
     Raises:
         ValueError: naming the key that does not fit.
     """
 
-    frozen_eyes = True
-
+    @passes_on(Steered.__init__, "actor", "start_steps")
     def __init__(
         self,
         actor: nn.Module,
         steer: nn.Module,
         critic: nn.Module,
-        horizon_steps: int,
-        obs_dim: int,
-        action_dim: int,
-        denoising_steps: int = 100,
-        ddim_steps: int = 5,
-        predict_epsilon: bool = True,
-        denoised_clip_value: float | None = 1.0,
-        final_action_clip_value: float | None = None,
-        eps_clip_value: float | None = None,
         clip_ploss_coef: float = 0.2,
         clip_vloss_coef: float | None = None,
         clip_advantage_lower_quantile: float = 0,
         clip_advantage_upper_quantile: float = 1,
         norm_adv: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            horizon_steps,
-            obs_dim,
-            action_dim,
-            denoising_steps,
-            predict_epsilon,
-            denoised_clip_value,
-            None,
-            final_action_clip_value,
-            eps_clip_value,
-            use_ddim=True,
-            ddim_steps=ddim_steps,
-        )
-        if horizon_steps % steer.horizon_steps:
-            raise ValueError(
-                f"steer.horizon_steps: expected a divisor of horizon_steps = {horizon_steps}, found {steer.horizon_steps}"
-            )
-        self.repeat = horizon_steps // steer.horizon_steps
-        tabulate_time(actor, denoising_steps)
-        self.network = actor.requires_grad_(False).eval()
+        super().__init__(actor, steer.horizon_steps, **settings)
         self.steer, self.critic = steer, critic
         _zero_last_layer(steer)
         self._one_step(
             clip_ploss_coef, clip_vloss_coef, clip_advantage_lower_quantile, clip_advantage_upper_quantile, norm_adv
         )
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """``(1, Ta, Da)``: only the start is random."""
-        return (1, self.horizon_steps, self.action_dim)
-
-    def train(self, mode: bool = True) -> SteeredDiffusion:
-        """Like ``nn.Module.train``, but the frozen denoiser stays in evaluation mode."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
-    def load_base(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load pre-trained weights (``network.*``) into the frozen denoiser.
-
-        Raises:
-            StateDictError: a key is missing, unexpected or of another shape.
-        """
-        load_pretrained(self.network, state_dict)
-
-    def untuned(self) -> DiffusionModel:
-        """The frozen denoiser as it was pre-trained, which starts from standard normal noise and shares its weights: what a
-        comparison before and after starts with."""
-        settings = (
-            self.predict_epsilon,
-            self.denoised_clip_value,
-            None,
-            self.final_action_clip_value,
-            self.eps_clip_value,
-        )
-        sizes = (self.horizon_steps, self.obs_dim, self.action_dim, self.denoising_steps)
-        base = DiffusionModel(self.network, *sizes, *settings, use_ddim=True, ddim_steps=self.n_steps)
-        return base.to(next(self.network.parameters()).device).eval()
 
     @torch.no_grad()
     def sample(
@@ -147,29 +82,17 @@ class SteeredDiffusion(OneStep, DiffusionProcess):
             return_chain: also return ``chains (B, 2, Ta, Da)``, which end in the *start*, and, unless deterministic, ``log_probs (B, 1)``.
         """
         obs = self.encode(obs)
-        mean, std = self.steer(_seen(obs))
-        z = mean if deterministic else mean + std * self._once(self.prepare_noise(obs, noise, generator)[0])
-        x = z.repeat_interleave(self.repeat, dim=1)
-        chains = chain_of(x)
-        for i in range(self.n_steps):
-            x = self.finish(self.step_mean_std(self.network, x, i, obs)[0], i)
+        mean, std = self.steer(self.seen(obs))
+        z = mean if deterministic else mean + std * self.once(self.prepare_noise(obs, noise, generator)[0])
+        x = self.denoise(obs, z)
         if not return_chain:
             return Sample(x)
-        return Sample(x, chains, None if deterministic else _log_density(z, mean, std)[:, None])
-
-    def _once(self, start: Tensor) -> Tensor:
-        """Of a start ``(B, Ta, Da)`` the rows that differ, ``(B, Ts, Da)``."""
-        return start[:, :: self.repeat]
-
-    @torch.no_grad()
-    def encode(self, obs: Obs) -> Obs:
-        """``obs`` as the frozen denoiser sees it: images replaced by features; state alone stays as it is."""
-        return encode_obs(self.network, obs)
+        return Sample(x, chain_of(self.whole(z)), None if deterministic else _log_density(z, mean, std)[:, None])
 
     def log_prob(self, obs: Obs, x: Tensor, x_next: Tensor, step: Tensor) -> Tensor:
         """Log-probability ``(B,)`` of the starts ``x_next (B, Ta, Da)``, differentiable. ``x`` and ``step`` say nothing where the
         chain has one step."""
-        return _log_density(self._once(x_next), *self.steer(_seen(self.encode(obs))))
+        return _log_density(self.once(x_next), *self.steer(self.seen(obs)))
 
     def chain_log_probs(self, obs: Obs, chains: Tensor) -> Tensor:
         """``log_prob`` of ``chains (B, 2, Ta, Da)``, as ``(B, 1)``."""
@@ -183,23 +106,16 @@ class SteeredDiffusion(OneStep, DiffusionProcess):
 
     def base_divergence(self, obs: Obs, x: Tensor, step: Tensor) -> Tensor:
         """KL divergence ``(B,)`` of the start's distribution from the standard normal one, differentiable."""
-        mean, std = self.steer(_seen(self.encode(obs)))
+        mean, std = self.steer(self.seen(obs))
         return (0.5 * (mean.square() + std.square() - 1) - std.log()).sum(dim=(1, 2))
 
     def value(self, obs: Obs) -> Tensor:
         """The critic's value, ``(B,)``."""
-        return self.critic(_seen(self.encode(obs)))
+        return self.critic(self.seen(obs))
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What the actor's optimiser trains: the start's distribution."""
         return self.steer.parameters()
-
-
-def _seen(obs: Obs) -> Obs:
-    """What ``steer`` and ``critic`` are given: the encoded observation as one vector under ``"state"``."""
-    if "features" not in obs:
-        return obs
-    return {"state": torch.cat([obs["features"], obs["state"].flatten(1)], dim=-1)[:, None]}
 
 
 def _log_density(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -149,7 +149,9 @@ def seeing() -> SteeredDiffusion:
     eyes = VitEncoder([3, *SIZE], {"patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2})
     actor = VisionDiffusionMLP(eyes, 2, 2, 2, time_dim=8, mlp_dims=[31] * 3, spatial_emb=11, residual_style=True)
     steer, critic = Gaussian_MLP(2, 2, 13, [19, 23], **STD), CriticObs(13, [17] * 3, residual_style=True)
-    return SteeredDiffusion(actor, steer, critic, 2, 2, 2, denoising_steps=20, ddim_steps=5)
+    return SteeredDiffusion(
+        actor, steer, critic, horizon_steps=2, obs_dim=2, action_dim=2, denoising_steps=20, ddim_steps=5
+    )
 
 
 def test_images_are_encoded_once_per_rollout_however_often_it_is_learned_from(monkeypatch):
