@@ -99,7 +99,9 @@ def test_a_bound_that_leaves_nothing_is_refused():
 def run(p: DSRLDiffusion, iterations: int, **train) -> tuple[DSRL, list[float]]:
     """Through the one loop's ``collect``, 53 points at once; returns the mean reward of every iteration, too."""
     n, steps = 53, 13
-    algorithm = DSRL(p, {**TRAIN, "explore_std": 1.0, "n_critic_warmup_updates": 7, **train}, n, torch.Generator().manual_seed(0))
+    algorithm = DSRL(
+        p, {**TRAIN, "explore_std": 1.0, "n_critic_warmup_updates": 7, **train}, n, torch.Generator().manual_seed(0)
+    )
     venv = PointMass(n, 2, 11, dense=True)
     obs, firsts, gained = venv.reset(0), np.ones(n, bool), []
     tensors = {key: torch.as_tensor(value) for key, value in obs.items()}
@@ -135,3 +137,15 @@ def test_it_learns_what_the_frozen_base_can_do():
     assert np.mean(gained[-3:]) > gained[0] + 0.3
     for key, value in p.network.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_the_critic_is_warm_before_the_actor_follows_it_also_after_a_resume(monkeypatch):
+    calls = []
+    monkeypatch.setattr(DSRL, "learn_critic", lambda self: calls.append("critic"))
+    monkeypatch.setattr(DSRL, "learn_actor", lambda self, obs: calls.append("actor"))
+    settings = {"batch_size": 40, "critic_replay_ratio": 80, "actor_replay_ratio": 40}
+    algorithm, _ = run(policy(1, 2, 2, 4, 1, ddim_steps=3), 1, n_explore_steps=11, **settings)
+    assert calls == ["critic"] * 7 + 3 * ["critic", "critic", "actor"]  # the 11th, 12th and 13th step
+    again = DSRL(algorithm.policy, algorithm.train, 53, torch.Generator().manual_seed(0))
+    again.load_state_dict(algorithm.state_dict())
+    assert again.warm and not again.exploring
