@@ -24,6 +24,8 @@ class Steered(DiffusionProcess):
         actor: a fresh denoiser; ``load_base`` fills it.
         start_steps: ``Ts``, rows of the start that differ. Less than ``Ta``, a divisor of it: each row stands for ``Ta / Ts`` steps of the chunk.
 
+        use_ddim: true; there for evaluations that set it for every policy.
+
     The others are explained in ``DiffusionProcess``.
 
     Raises:
@@ -45,7 +47,12 @@ class Steered(DiffusionProcess):
         denoised_clip_value: float | None = 1.0,
         final_action_clip_value: float | None = None,
         eps_clip_value: float | None = None,
+        use_ddim: bool = True,
     ) -> None:
+        if not use_ddim:
+            raise ValueError(
+                "use_ddim: a chunk is to follow from its start alone, so a steered policy is sampled with DDIM; set it to true"
+            )
         super().__init__(
             horizon_steps,
             obs_dim,

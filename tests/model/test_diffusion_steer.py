@@ -204,3 +204,9 @@ def test_ppo_over_the_start_learns_what_the_frozen_base_can_do():
     assert np.mean(gained[-3:]) > np.mean(gained[:3]) + 0.3
     for key, value in p.network.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_only_a_sampler_without_noise_can_be_steered():
+    assert policy(use_ddim=True).n_steps == 5
+    with pytest.raises(ValueError, match=r"use_ddim: .*set it to true"):
+        policy(use_ddim=False)
