@@ -20,7 +20,8 @@ from model.types import Obs, Sample
 
 
 class DSRLDiffusion(Steered):
-    """Frozen denoiser, squashed Gaussian start ``bound * tanh(mean + std z)``, and a double critic of observations and starts.
+    """Frozen denoiser, squashed Gaussian start ``bound * tanh(mean + std z)``, and a double critic of observations and starts. Made for states: a
+    replay buffer keeps images as they are, and every minibatch would encode its own again.
 
     The ``state_dict`` is ``network.*`` (frozen), ``start.network.*``, ``critic.*`` and ``target_critic.*``.
 

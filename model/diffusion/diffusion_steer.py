@@ -28,7 +28,8 @@ from model.types import Obs, Sample
 
 
 class SteeredDiffusion(OneStep, Steered):
-    """Frozen denoiser, the distribution of its start, and a critic; to PPO a chain of one step, ``K = 1``.
+    """Frozen denoiser, the distribution of its start, and a critic; to PPO a chain of one step, ``K = 1``. Images are encoded once per rollout:
+    learning from them costs what learning from states does.
 
     The ``state_dict`` is ``network.*`` (frozen), ``steer.*`` and ``critic.*``.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.common.modules import load_pretrained
+from model.common.modules import load_pretrained, passes_on
 from model.common.vision import encode_obs
 from model.diffusion.diffusion import DiffusionModel
 from model.diffusion.process import DiffusionProcess, tabulate_time
@@ -18,12 +19,11 @@ class Steered(DiffusionProcess):
     """The frozen denoiser, ``network.*``, sampled with DDIM without noise: an action chunk is a function of the observation and the start.
 
     Who steers and who criticises look through the frozen denoiser's eyes: of images they see ``[features, state]``, which no
-    update changes (``frozen_eyes``), so that learning from images costs what learning from states does.
+    update changes (``frozen_eyes``).
 
     Args:
         actor: a fresh denoiser; ``load_base`` fills it.
         start_steps: ``Ts``, rows of the start that differ. Less than ``Ta``, a divisor of it: each row stands for ``Ta / Ts`` steps of the chunk.
-
         use_ddim: true; there for evaluations that set it for every policy.
 
     The others are explained in ``DiffusionProcess``.
@@ -34,44 +34,21 @@ class Steered(DiffusionProcess):
 
     frozen_eyes = True
 
+    @passes_on(DiffusionProcess.__init__, "randn_clip_value", "start_std")
     def __init__(
-        self,
-        actor: nn.Module,
-        start_steps: int,
-        horizon_steps: int,
-        obs_dim: int,
-        action_dim: int,
-        denoising_steps: int = 100,
-        ddim_steps: int = 5,
-        predict_epsilon: bool = True,
-        denoised_clip_value: float | None = 1.0,
-        final_action_clip_value: float | None = None,
-        eps_clip_value: float | None = None,
-        use_ddim: bool = True,
+        self, actor: nn.Module, start_steps: int, ddim_steps: int = 5, use_ddim: bool = True, **process: Any
     ) -> None:
         if not use_ddim:
             raise ValueError(
                 "use_ddim: a chunk is to follow from its start alone, so a steered policy is sampled with DDIM; set it to true"
             )
-        super().__init__(
-            horizon_steps,
-            obs_dim,
-            action_dim,
-            denoising_steps,
-            predict_epsilon,
-            denoised_clip_value,
-            None,
-            final_action_clip_value,
-            eps_clip_value,
-            use_ddim=True,
-            ddim_steps=ddim_steps,
-        )
-        if horizon_steps % start_steps:
+        super().__init__(use_ddim=True, ddim_steps=ddim_steps, **process)
+        if self.horizon_steps % start_steps:
             raise ValueError(
-                f"steer.horizon_steps: expected a divisor of horizon_steps = {horizon_steps}, found {start_steps}"
+                f"steer.horizon_steps: expected a divisor of horizon_steps = {self.horizon_steps}, found {start_steps}"
             )
-        self.repeat = horizon_steps // start_steps
-        tabulate_time(actor, denoising_steps)
+        self.repeat = self.horizon_steps // start_steps
+        tabulate_time(actor, self.denoising_steps)
         self.network = actor.requires_grad_(False).eval()
 
     @property
