@@ -100,19 +100,15 @@ class DSRLDiffusion(Steered):
 
     def values(self, obs: Obs, actions: Tensor) -> tuple[Tensor, ...]:
         """Every critic's, of the starts ``actions (B, Ta, Da)``, ``(B,)`` each: what regresses."""
-        return self.critic(self.seen(obs), self._unit(actions))
+        return self.critic(self.seen(obs), self.once(actions))
 
     def target_value(self, obs: Obs, actions: Tensor) -> Tensor:
         """What a next start is worth, ``(B,)``: the smaller of the slow critics' values."""
-        return smallest(self.target_critic, self.seen(obs), self._unit(actions))
+        return smallest(self.target_critic, self.seen(obs), self.once(actions))
 
     def actor_value(self, obs: Obs, actions: Tensor) -> Tensor:
         """What the actor maximises, ``(B,)``: the smaller of the critics' values."""
-        return smallest(self.critic, self.seen(obs), self._unit(actions))
-
-    def _unit(self, start: Tensor) -> Tensor:
-        """What the critics see of a start: within [-1, 1] whatever the bound, as large as the observation's numbers; a small one would go unseen."""
-        return self.once(start) / self.bound
+        return smallest(self.critic, self.seen(obs), self.once(actions))
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What the actor's optimiser trains: the start's distribution."""
