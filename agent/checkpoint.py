@@ -135,8 +135,7 @@ def load_policy(
     policy_weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Rebuild the policy of a checkpoint: averaged weights of a pre-training run, base and tuned weights of a
-    fine-tuning run.
+    """Rebuild the policy of a checkpoint: averaged weights where it has any; base and tuned weights of a fine-tuning run.
 
     Args:
         path: our checkpoint, an exported folder, or a published checkpoint.
@@ -145,7 +144,7 @@ def load_policy(
             classes are built (a file from elsewhere must not choose what runs).
         device: where the policy goes.
         policy_weights: which weights, of ``agent.policy_weights.CHOICES``: ``base`` is the policy that a fine-tuning run
-            started from, ``model`` a pre-training run's weights without averaging.
+            started from, ``model`` those of a run without averaging.
         overrides: settings that replace those of the configuration's ``model`` section.
 
     Returns:

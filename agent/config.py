@@ -184,6 +184,7 @@ STAGES: dict[str, Section] = {
     },
     "finetune": {
         "env": _ENV,
+        "ema": {"decay": optional(NUMBER)},
         "base_policy_path": optional(str),
         "offline_dataset": dict,
         "offline_dataset_path": str,

@@ -45,8 +45,7 @@ def fit(
     Args:
         node: ``config["model"]``.
         config: the whole configuration, for ``ft_denoising_steps``.
-        choice: one of ``CHOICES``; None: averaged weights of a pre-training run where there are any, everything of a
-            fine-tuning run.
+        choice: one of ``CHOICES``; None: averaged weights where there are any, everything of a fine-tuning run.
         where: the checkpoint, for messages.
 
     Raises:
@@ -54,17 +53,15 @@ def fit(
     """
     if choice not in (None, *CHOICES):
         raise CheckpointError(f"policy_weights: expected one of {', '.join(CHOICES)} or null, found {choice!r}")
-    state = payload["model"]
+    if choice == "ema" and not payload.get("ema"):
+        raise CheckpointError(f"policy_weights=ema: {where} holds no averaged weights")
+    state = payload["model"] if choice == "model" else payload.get("ema") or payload["model"]
     if payload["kind"] == "pretrain":
-        if choice == "finetuned" or (choice == "ema" and not payload.get("ema")):
+        if choice == "finetuned":
             raise CheckpointError(
-                f"policy_weights={choice}: {where} is a pre-trained checkpoint and has no such weights"
+                f"policy_weights=finetuned: {where} is a pre-trained checkpoint and has no such weights"
             )
-        return node, state if choice == "model" else payload.get("ema") or state
-    if choice == "ema":
-        raise CheckpointError(
-            f"policy_weights=ema: {where} is a fine-tuned checkpoint, which holds no averaged weights"
-        )
+        return node, state
     tuned, base = (any(key.startswith(prefix) for key in state) for prefix in ("actor_ft.", "actor."))
     if choice == "base" and not (tuned and base):
         raise CheckpointError(f"policy_weights=base: {where} does not keep the policy that it started from")

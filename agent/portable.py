@@ -82,13 +82,13 @@ def read_folder(path: Path) -> dict[str, Any]:
 def published(payload: Mapping[str, Any]) -> dict[str, Any]:
     """The payload as DPPO and D2PPO write it: ``epoch, model, ema`` of a pre-training run, ``itr, model`` of a fine-tuning one.
 
-    ``ema`` is always there: without it their code takes a file for a fine-tuned one. A noise level at its bound is stored as
-    they store it, infinite.
+    ``ema`` is always there: without it their code takes a file for a fine-tuned one; of a fine-tuned one with averaged weights those
+    are its ``model``. A noise level at its bound is stored as they store it, infinite.
     """
     if "epoch" in payload:
         ema = payload.get("ema") or payload["model"]
         return {"epoch": payload["epoch"], "model": _as_published(payload["model"]), "ema": _as_published(ema)}
-    return {"itr": payload.get("itr", 0), "model": _as_published(payload["model"])}
+    return {"itr": payload.get("itr", 0), "model": _as_published(payload.get("ema") or payload["model"])}
 
 
 def write_published(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> None:

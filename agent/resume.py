@@ -31,7 +31,7 @@ OLDER = {  # settings that older runs had without writing them down
     "train.algorithm": PPO, "train.use_bc_loss": False, "train.bc_loss_coeff": 0, "train.kl_coef": 0, "train.dispersive_loss_weight": 0,
     "train.ft_denoising_steps_d": 0, "train.ft_denoising_steps_t": 0, "train.dispersive_loss_type": "infonce_l2",
     "train.dispersive_loss_temperature": 0.5, "train.dispersive_loss_layer": "late", "dispersive_queue": 0, "model.dispersive_queue": 0,
-    "train.value_lambda": None, "model.dispersive_balance": 0.1, "model.dispersive_auto_epochs": 3,
+    "train.value_lambda": None, "ema.decay": None, "model.dispersive_balance": 0.1, "model.dispersive_auto_epochs": 3,
 }  # fmt: skip
 
 

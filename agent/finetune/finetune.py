@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -27,6 +28,7 @@ from agent.finetune.algorithm import make_algorithm
 from agent.finetune.preflight import check_memory
 from agent.finetune.rollout import EpisodeTracker, Rollout, collect
 from agent.logger import RunLogger, locate_run
+from agent.optim import EMA
 from agent.plots import learning_curve
 from agent.resume import resume_point
 from env.protocol import episode_seed
@@ -77,6 +79,8 @@ class FinetuneAgent:
         self.eval_env = make_vector_env({**env_cfg, "render": False}, self.normalizer)
         check_memory(self.policy, self.venv, cfg.train.n_steps, self.train, self._chain_shape())
         self.algorithm = make_algorithm(cfg, self.policy, self.train, self.generator)
+        decay = read(cfg, "ema.decay", None)
+        self.ema = None if decay is None else EMA(self.policy, decay)
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)
         self.iteration, self.env_steps, self.wall_seconds = 0, 0, 0.0
         self.before: dict[str, Any] | None = None
@@ -114,6 +118,8 @@ class FinetuneAgent:
                 metrics = self._collect(rollout, bar)
             metrics |= self.algorithm.update(rollout, self.iteration)
             self.iteration += 1
+            if self.ema:
+                self.ema.update()
             if rollout is not None and self.iteration % self.train.get("diagnostics_freq", 1) == 0:
                 metrics |= self._diagnose(rollout)
             if (
@@ -164,7 +170,7 @@ class FinetuneAgent:
         if not payload:
             return
         if payload.get("kind") == "finetune":
-            strict_load(self.policy, payload["model"], str(self.base_path))
+            strict_load(self.policy, checkpoint.weights(payload), str(self.base_path))
         else:
             try:
                 self.policy.load_base(checkpoint.weights(payload))
@@ -185,7 +191,12 @@ class FinetuneAgent:
         return result.to_dict()
 
     def _run_evaluation(self, first_seed: int, episodes: int, label: str) -> EvalResult:
-        return evaluate(self.policy, self.eval_env, episodes, first_seed, progress=label)
+        with self._judged():
+            return evaluate(self.policy, self.eval_env, episodes, first_seed, progress=label)
+
+    def _judged(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the policy has the weights that are evaluated: their average over the iterations where ``ema.decay`` is set."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     def _evaluate(self) -> dict[str, float]:
         result = self._run_evaluation(self.train["eval_seed"], self.train["eval_episodes"], "evaluate")
@@ -205,7 +216,10 @@ class FinetuneAgent:
 
     def _video(self, name: str, episodes: int, policy: nn.Module | None = None) -> str | None:
         seeds = [self.train["eval_seed"] + k for k in range(episodes)]
-        return record_video(policy or self.policy, self.eval_env, seeds, self.logger.logdir / "render" / f"{name}.mp4")
+        with self._judged():
+            return record_video(
+                policy or self.policy, self.eval_env, seeds, self.logger.logdir / "render" / f"{name}.mp4"
+            )
 
     def _start_episodes(self) -> None:
         """New episodes at every iteration, or (``env.reset_at_iteration=false``) only at the first."""
@@ -261,6 +275,7 @@ class FinetuneAgent:
             "kind": "finetune",
             "itr": self.iteration,
             "model": self.policy.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
             "algorithm": self.algorithm.state_dict(),
             "generator": self.generator.get_state(),
             "rng": checkpoint.rng_state(),
@@ -287,6 +302,8 @@ class FinetuneAgent:
     def _restore(self, payload: dict[str, Any]) -> None:
         extra = payload["extra"]
         strict_load(self.policy, payload["model"], "the run's own checkpoint")
+        if self.ema:
+            self.ema.load_state_dict(payload["ema"])
         self.algorithm.load_state_dict(payload["algorithm"])
         self.generator.set_state(payload["generator"])
         checkpoint.set_rng_state(payload["rng"])

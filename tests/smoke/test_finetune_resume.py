@@ -14,6 +14,7 @@ import torch
 
 from agent import checkpoint
 from agent.errors import CheckpointError, RunDirError, UsageError
+from agent.eval.eval_agent import EvalAgent
 from agent.finetune.finetune import FinetuneAgent
 from env.errors import EnvError
 from tests.smoke import runs
@@ -147,3 +148,47 @@ def test_a_fine_tuned_policy_can_be_fine_tuned_further(base, tmp_path):
 def test_an_unknown_task_is_named_before_anything_else(base, tmp_path):
     with pytest.raises(EnvError, match="unknown task 'point_mas'; did you mean 'point_mass'"):
         finetune(base, tmp_path / "run", "env_name=point_mas")
+
+
+def test_averaged_weights_are_what_is_judged_and_what_is_loaded(base, tmp_path):
+    """``ema.decay``: the average over the iterations, by hand from the weights of each; it changes nothing of what is learned."""
+    more = ["train.n_train_itr=3", "train.save_model_freq=1", "train.actor_lr=0.01"]
+    plain = finetune(base, tmp_path / "plain", *more)
+    whole = finetune(base, tmp_path / "whole", *more, "ema.decay=0.75")
+    for extra in ("train.n_train_itr=2", "resume=true"):
+        finetune(base, tmp_path / "cut", *more, "ema.decay=0.75", extra)
+    assert_same(whole, tmp_path / "cut")
+
+    folder = whole / "checkpoint"
+    saved = [checkpoint.load(folder / f"state_{k}.pt") for k in (1, 2, 3)]
+    assert checkpoint.load(plain / "checkpoint" / "state_3.pt")["ema"] is None
+    for key, weight in checkpoint.load(plain / "checkpoint" / "state_3.pt")["model"].items():
+        assert torch.equal(weight, saved[-1]["model"][key]), key
+    key = "actor_ft.mlp_mean.layers.0.weight"
+    first = saved[0]["model"]["actor.mlp_mean.layers.0.weight"]  # the base's: tuned weights begin there
+    one, two, three = (payload["model"][key] for payload in saved)
+    expected = 0.75**3 * first + 0.25 * (0.75**2 * one + 0.75 * two + three)
+    assert (expected - three).abs().max() > 1e-3
+    torch.testing.assert_close(saved[-1]["ema"][key], expected)
+
+    path = folder / "state_3.pt"
+    for choice, part in ((None, "ema"), ("ema", "ema"), ("finetuned", "ema"), ("model", "model")):
+        policy = checkpoint.load_policy(path, policy_weights=choice)
+        assert all(torch.equal(value, saved[-1][part][name]) for name, value in policy.state_dict().items()), choice
+    results = {}
+    for choice in ("null", "model"):
+        evaluation = runs.eval_config(
+            f"base_policy_path={path}",
+            f"policy_weights={choice}",
+            f"logdir={tmp_path / choice}",
+            "n_episodes=23",
+            "eval_seed=2000000",
+        )
+        results[choice] = EvalAgent(evaluation).run()["returns"]
+    after = json.loads((whole / "result.json").read_text())["after"]["returns"]
+    assert results["null"] == after != results["model"]
+
+    again = runs.finetune_config(f"base_policy_path={path}", f"logdir={tmp_path / 'again'}", "ema.decay=0.5")
+    agent = FinetuneAgent(again)  # goes on from the policy that was judged
+    assert torch.equal(agent.policy.state_dict()[key], saved[-1]["ema"][key])
+    agent.logger.close()
