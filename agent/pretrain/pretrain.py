@@ -32,7 +32,7 @@ from agent.metrics import RunningMean
 from agent.optim import EMA, CosineAnnealingWarmupRestarts
 from agent.pretrain.diagnostics import Diagnostics
 from agent.pretrain.plot import loss_curve
-from agent.pretrain.settings import PretrainSettings
+from agent.pretrain.settings import PretrainSettings, settle_precision
 from agent.resume import resume_point
 from env.normalizer import Normalizer
 from model.common.dispersion import Dispersion
@@ -59,6 +59,7 @@ class PretrainAgent:
         self.cfg, self.settings = cfg, PretrainSettings.from_config(cfg)
         settings = self.settings
         self.device = resolve_device(read(cfg, "device", "auto"))
+        self.precision = settle_precision(settings.precision, self.device)
         seed_everything(settings.seed)
         if dataset_path := read(cfg, "train_dataset.dataset_path", None):
             ensure(dataset_path)
@@ -150,9 +151,7 @@ class PretrainAgent:
         lr, rows = self.schedule.lr, self.train_rows
         self.policy.train()
         for chosen in _batches(rows[torch.randperm(len(rows), generator=self.order)], settings.batch_size):
-            with torch.autocast(
-                torch.device(self.device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-            ):
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.policy.loss(self._batch(chosen), self.noise)
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
@@ -313,6 +312,7 @@ class PretrainAgent:
             "n_val_chunks": len(self.val_rows),
             "n_parameters": sum(parameter.numel() for parameter in self.policy.parameters()),
             "wall_seconds": self.wall_seconds,
+            "precision": self.precision,
             "images": self.images,
         }
         self.logger.finish(result)

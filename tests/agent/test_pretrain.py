@@ -28,9 +28,11 @@ from agent import checkpoint
 from agent.dataset.demos import save_demos
 from agent.errors import CheckpointError, DatasetError, DownloadError, RunDirError, UsageError
 from agent.pretrain import pretrain
+from agent.pretrain import settings as settings_of_pretraining
 from agent.pretrain.diagnostics import INERT
 from agent.pretrain.plot import loss_curve
 from agent.pretrain.pretrain import PretrainAgent
+from agent.pretrain.settings import settle_precision
 from env.normalizer import Normalizer
 from model.types import Losses, NonFiniteError
 
@@ -271,6 +273,20 @@ def test_bfloat16_is_of_the_products_alone(data, tmp_path):
     assert losses["bfloat16"][-1] == pytest.approx(losses["float32"][-1], rel=0.1)
 
 
+def test_auto_precision_is_bfloat16_where_the_processor_has_it(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(settings_of_pretraining, "_has_bfloat16", lambda device: True)
+    assert settle_precision("auto", "cpu") == "bfloat16" and settle_precision("float32", "cpu") == "float32"
+    settle_precision("bfloat16", "cpu")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    monkeypatch.setattr(settings_of_pretraining, "_has_bfloat16", lambda device: False)
+    agent = PretrainAgent(
+        _cfg(data, tmp_path / "a", train__n_epochs=1, train__train_split=1.0, train__precision="auto")
+    )
+    assert agent.run()["precision"] == "float32"
+    assert settle_precision("bfloat16", "cpu") == "bfloat16"  # as asked, but not silently
+    assert "no bfloat16 instructions" in caplog.text and "train.precision=auto" in caplog.text
+
+
 def test_a_single_left_over_sample_joins_the_last_batch(data, tmp_path):
     agent = PretrainAgent(_cfg(data, tmp_path / "a", train__n_epochs=1, train__train_split=1.0, train__batch_size=23))
     agent.run()
@@ -403,7 +419,7 @@ def test_diagnostics_are_logged_warned_about_and_change_nothing(data, tmp_path, 
         ({"train__lr_scheduler__warmup_steps": 200}, UsageError, "warmup_steps"),
         ({"train__lr_scheduler__min_lr": 1.0}, UsageError, "min_lr"),
         ({"train__lr_scheduler__per": "batch"}, UsageError, r"train\.lr_scheduler\.per.*'batch'"),
-        ({"train__precision": "half"}, UsageError, r"train\.precision: expected float32 or bfloat16, found 'half'"),
+        ({"train__precision": "half"}, UsageError, r"train\.precision: expected float32 or bfloat16 or auto, found 'half'"),
         ({"train__train_split": 0.0}, DatasetError, r"train\.train_split"),
         ({"ema__decay": 1.0}, UsageError, r"ema\.decay"),
         ({"ema__per": "week"}, UsageError, r"ema\.per"),
