@@ -50,7 +50,7 @@ def feature_diagnostics(features: Tensor, states: Tensor | None = None, max_rows
     mean = distance.sum() / (n * (n - 1))
     report = {
         "effective_rank": _effective_rank(eigenvalues),
-        "participation_ratio": eigenvalues.sum().square() / eigenvalues.square().sum().clamp(min=tiny),
+        "participation_ratio": (eigenvalues.sum().square() / eigenvalues.square().sum().clamp(min=tiny)).float(),
         "distance_mean": mean,
         "distance_min": _fill_diagonal(distance, torch.inf).min(),
         "feature_norm": z.norm(dim=1).mean(),
@@ -74,8 +74,10 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def _eigenvalues(z: Tensor) -> Tensor:
-    """Of the scatter matrix of ``(n, D)``, the smaller of its two forms."""
-    centred = z - z.mean(dim=0)
+    """Of the scatter matrix of ``(n, D)``, the smaller of its two forms, in float64: it squares what is small, and in float32 rounding
+    would pass for directions of features that all but lie on a line."""
+    centred = z.double()
+    centred = centred - centred.mean(dim=0)
     return torch.linalg.eigvalsh(centred @ centred.mT if z.shape[0] <= z.shape[1] else centred.mT @ centred).clamp(
         min=0
     )
@@ -84,7 +86,7 @@ def _eigenvalues(z: Tensor) -> Tensor:
 def _effective_rank(eigenvalues: Tensor) -> Tensor:
     singular = eigenvalues.sqrt()
     p = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
-    return torch.special.entr(p).sum().exp()
+    return torch.special.entr(p).sum().exp().float()
 
 
 def _nearest(distance: Tensor) -> Tensor:

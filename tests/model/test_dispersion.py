@@ -121,8 +121,8 @@ def test_an_adaptive_weight_is_the_lacking_share_of_balanced_gradients():
     )
     assert all(p.grad is None for p in model.parameters())
     report = model.diagnostics(batch(0))
-    assert float(report["feature_rank"]) == pytest.approx(rank(features), rel=1e-3)
-    assert float(report["state_rank"]) == pytest.approx(rank(batch(0).conditions["state"]), rel=1e-3)
+    assert float(report["feature_rank"]) == pytest.approx(rank(features), rel=1e-5)  # nearly a line: scatter in float64
+    assert float(report["state_rank"]) == pytest.approx(rank(batch(0).conditions["state"]), rel=1e-5)
 
 
 def test_an_adaptive_weight_leaves_alone_what_has_not_collapsed_and_opens_what_has():
