@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent import checkpoint
+from agent import checkpoint, portable
 from agent.errors import CheckpointError, RunDirError, UsageError
 from agent.eval.eval_agent import EvalAgent
 from agent.finetune.finetune import FinetuneAgent
@@ -175,6 +175,9 @@ def test_averaged_weights_are_what_is_judged_and_what_is_loaded(base, tmp_path):
     for choice, part in ((None, "ema"), ("ema", "ema"), ("finetuned", "ema"), ("model", "model")):
         policy = checkpoint.load_policy(path, policy_weights=choice)
         assert all(torch.equal(value, saved[-1][part][name]) for name, value in policy.state_dict().items()), choice
+    assert torch.equal(
+        portable.published(saved[-1])["model"][key], saved[-1]["ema"][key]
+    )  # their layout has room for one
     results = {}
     for choice in ("null", "model"):
         evaluation = runs.eval_config(
