@@ -88,27 +88,26 @@ class Learner(Algorithm):
             schedule.load_state_dict(state["schedules"][name])
 
 
-class OffPolicy(Learner):
-    """Every chunk goes into a replay buffer; ``learn`` takes minibatches from it."""
+class Replaying(Learner):
+    """Every chunk goes into a replay buffer; ``learn`` takes minibatches from it to train an actor."""
 
     WHOLE_CHUNKS = True
     SETTINGS: ClassVar = {
         **optimizer_settings("actor"),
-        **optimizer_settings("critic"),
         "buffer_size": int,
         "batch_size": int,
-        "n_step_returns": int,
         "scale_reward_factor": NUMBER,
         "max_grad_norm": optional(NUMBER),
     }
-    EXTRA: tuple[str, ...] = ()  # what else is kept of every chunk: "actions" (as they were improved) or "returns"
+    EXTRA: tuple[
+        str, ...
+    ] = ()  # what else is kept of every chunk: "improved" (actions), "returns" or "episode_returns"
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
         super().__init__(policy, train, n_envs, generator)
         self.replay: ReplayBuffer | None = None
         self._saved: dict[str, Any] | None = None  # a buffer's state, until it is known how large its rows are
         self.optimize("actor", policy.actor_parameters())
-        self.optimize("critic", policy.critic_parameters())
 
     def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:
         """Keep the chunks of one row."""
@@ -125,7 +124,7 @@ class OffPolicy(Learner):
             self.replay.arrays["improved"][at] = self.replay.arrays["actions"][at]
 
     def _allocate(self, obs: dict[str, Tensor], chunk_shape: tuple[int, ...]) -> ReplayBuffer:
-        shapes = {"improved": chunk_shape, "returns": ()}
+        shapes = {"improved": chunk_shape, "returns": (), "episode_returns": ()}
         extra = {name: shapes[name] for name in self.EXTRA}
         replay = ReplayBuffer(self.train["buffer_size"], self.n_envs, obs, chunk_shape, extra, self.generator.device)
         if self._saved is not None:
@@ -136,11 +135,6 @@ class OffPolicy(Learner):
     def n_batches(self, rollout: Rollout) -> int:
         """Minibatches of an iteration: ``replay_ratio`` times as many chunks as were collected."""
         return max(1, int(rollout.rewards.numel() / self.train["batch_size"] * self.train["replay_ratio"]))
-
-    def batch(self) -> Transitions:
-        """A minibatch."""
-        train = self.train
-        return self.replay.sample(train["batch_size"], self.generator, train["gamma"], train["n_step_returns"])
 
     def state_dict(self) -> dict[str, Any]:
         """Optimisers, schedules, replay buffer."""
@@ -159,6 +153,21 @@ class OffPolicy(Learner):
                 "of a new run"
             )
         self._saved = state["replay"]
+
+
+class OffPolicy(Replaying):
+    """``Replaying``, with a critic."""
+
+    SETTINGS: ClassVar = {**Replaying.SETTINGS, **optimizer_settings("critic"), "n_step_returns": int}
+
+    def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
+        super().__init__(policy, train, n_envs, generator)
+        self.optimize("critic", policy.critic_parameters())
+
+    def batch(self) -> Transitions:
+        """A minibatch."""
+        train = self.train
+        return self.replay.sample(train["batch_size"], self.generator, train["gamma"], train["n_step_returns"])
 
 
 def td_target(batch: Transitions, next_values: Tensor) -> Tensor:

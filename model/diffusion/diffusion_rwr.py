@@ -23,6 +23,7 @@ class RWRDiffusion(DiffusionProcess):
     Args:
         network: ``(x, t, obs) -> prediction``.
         min_sampling_denoising_std: floor of every step's deviation while exploring.
+        explore_start_std: deviation of the start while exploring; None: ``start_std``, as in evaluation.
 
     The others are explained in ``DiffusionProcess``.
 
@@ -33,8 +34,17 @@ class RWRDiffusion(DiffusionProcess):
     n_chain_steps = 0  # K: to the loop an action is an action, however it was denoised
 
     @passes_on(DiffusionProcess.__init__)
-    def __init__(self, network: nn.Module, min_sampling_denoising_std: float = 0.1, **process: Any) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        min_sampling_denoising_std: float = 0.1,
+        explore_start_std: float | None = None,
+        **process: Any,
+    ) -> None:
         super().__init__(**process)
+        if explore_start_std is not None and not explore_start_std >= 0:
+            raise ValueError(f"explore_start_std: expected a number from 0 on, or null, found {explore_start_std}")
+        self.explore_start_std = explore_start_std
         tabulate_time(network, self.denoising_steps)
         self.network = network
         self.min_sampling_denoising_std = min_sampling_denoising_std
@@ -83,7 +93,7 @@ class RWRDiffusion(DiffusionProcess):
         network: nn.Module | None = None,
     ) -> Tensor:
         """As ``sample``, differentiable: ``(B, Ta, Da)``. ``network`` denoises in place of the tuned one."""
-        x, step_noise = self.prepare_noise(obs, noise, generator)
+        x, step_noise = self.prepare_noise(obs, noise, generator, None if deterministic else self.explore_start_std)
         return self._chain(obs, deterministic, x, step_noise, self.network if network is None else network)
 
     def _chain(self, obs: Obs, deterministic: bool, x: Tensor, step_noise: Tensor, network: nn.Module) -> Tensor:

@@ -113,11 +113,15 @@ class DiffusionProcess(nn.Module):
         """Bound the finished chunk (after the last position) by ``final_action_clip_value``."""
         return _clip(x, self.final_action_clip_value) if position == self.n_steps - 1 else x
 
-    def prepare_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The start ``(B, Ta, Da)``, scaled, and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is
-        bounded."""
+    def prepare_noise(
+        self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None, start_std: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The start ``(B, Ta, Da)``, scaled by ``start_std`` (None: the policy's own), and the steps' noise ``(B, n_steps, Ta, Da)``, given
+        or drawn; only the latter is bounded."""
         noise = given_noise(obs["state"], self.noise_shape, noise, generator)
-        return self.start_std * noise[:, 0], _clip(noise[:, 1:], self.randn_clip_value)
+        return (self.start_std if start_std is None else start_std) * noise[:, 0], _clip(
+            noise[:, 1:], self.randn_clip_value
+        )
 
 
 def tabulate_time(network: nn.Module, denoising_steps: int) -> None:

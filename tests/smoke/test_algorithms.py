@@ -121,6 +121,41 @@ def test_gaussian_actor_critics(kind, data, tmp_path):
     assert all(torch.equal(value, agent.policy.state_dict()[key]) for key, value in policy.state_dict().items())
 
 
+def test_self_imitation(base, data, tmp_path):
+    """With returns that the untrained policy reaches by chance: the world here has no successes that end an episode."""
+    leaf = "robomimic/finetune/transport/two_cores_self_imitation"
+    more = [
+        *runs.TASK, *COMMON, f"data_root={data}", f"base_policy_path={base}", "model.network.mlp_dims=[31,31,31]", "train.buffer_size=900",
+        "model.explore_start_std=1", "train.replay_ratio=2", "train.n_explore_itr=1", "train.min_return=-1000", "env.max_episode_steps=16",
+        "train.actor_lr_scheduler.first_cycle_steps=4",
+    ]  # fmt: skip
+
+    def run(name: str, *overrides: str) -> dict:
+        with runs.initialize_config_dir(str(runs.ROOT / "cfg"), version_base="1.3"):
+            cfg = runs.compose(leaf, overrides=[*more, f"logdir={tmp_path / name}", *overrides])
+        runs.validate(cfg)
+        return FinetuneAgent(cfg).run()
+
+    result = run("whole")
+    run("cut", "train.n_train_itr=3")
+    run("cut", "resume=true")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    lines = rows(tmp_path / "whole")
+    assert ["loss/actor" in line for line in lines] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]  # before, collected only, learned
+    assert lines[-1]["imitated_chunks"] > 0
+    evaluation = runs.eval_config(
+        f"base_policy_path={result['checkpoint']}", "n_episodes=11", "eval_seed=2000000", f"logdir={tmp_path / 'eval'}",
+        "+model.use_ddim=true", "+model.ddim_steps=5", "+model.start_std=0", "env.max_episode_steps=16",
+    )  # fmt: skip
+    assert EvalAgent(evaluation).run()["returns"] == result["after"]["returns"]
+
+
 def test_without_its_replay_buffer_a_run_is_not_resumed(base, tmp_path):
     leaf, more = "ft_dql_diffusion_mlp", settings("dql")
     result = finetune(leaf, base, tmp_path / "run", *more, "train.n_train_itr=2")

@@ -1,0 +1,96 @@
+"""Self-imitation of a diffusion policy: it explores near what it would do, and is trained on the episodes that went well, beside the demonstrations.
+
+Known as filtered behaviour cloning and expert iteration, and as self-imitation from Oh et al. (arXiv:1806.05635), who weigh by a critic where here
+an episode's return decides. No gradient of a return and no value is estimated: the loss is pre-training's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agent.config import NUMBER
+from agent.dataset.transitions import StitchedSequenceQLearningDataset
+from agent.errors import UsageError
+from agent.finetune.off_policy import Replaying
+from agent.finetune.rollout import Rollout
+from env.protocol import NpObs
+from model.types import Obs
+
+
+class SelfImitation(Replaying):
+    """``replay_ratio`` chunks learned from per chunk collected, once ``n_explore_itr`` iterations were only collected.
+
+    Of every minibatch the fraction ``demo_share`` are the demonstrations' chunks, the others those of episodes whose undiscounted return reached
+    ``min_return``. Nothing is learned before there is such an episode.
+
+    Raises:
+        UsageError: ``demo_share`` is no fraction.
+    """
+
+    HEADLINE = (("loss", "loss/actor", ".4f"),)
+    EXTRA = ("episode_returns",)
+    SETTINGS: ClassVar = {
+        **Replaying.SETTINGS,
+        "n_explore_itr": int,
+        "replay_ratio": NUMBER,
+        "min_return": NUMBER,
+        "demo_share": NUMBER,
+    }
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        train: Mapping[str, Any],
+        n_envs: int,
+        generator: torch.Generator,
+        offline: StitchedSequenceQLearningDataset,
+    ) -> None:
+        super().__init__(policy, train, n_envs, generator)
+        if not 0 <= train["demo_share"] <= 1:
+            raise UsageError(f"train.demo_share: expected a fraction from 0 to 1, found {train['demo_share']}")
+        self.offline = offline
+
+    def remember(self, at: np.ndarray) -> None:
+        """How a running episode ends is not known."""
+        self.replay.arrays["episode_returns"][at] = -np.inf
+
+    def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:
+        """Keep the chunks; of episodes that end, what they came to."""
+        super().observe(rollout, step, final_obs)
+        arrays = self.replay.arrays
+        for env in (rollout.terminated[step] | rollout.truncated[step]).nonzero()[:, 0].tolist():
+            at = self.replay.episode_at(env)
+            arrays["episode_returns"][at] = arrays["rewards"][at].sum()
+
+    def imitated(self) -> np.ndarray:
+        """Where the chunks of the good episodes are."""
+        arrays = self.replay.arrays
+        return np.flatnonzero(arrays["usable"] & (arrays["episode_returns"] >= self.train["min_return"]))
+
+    def learn(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """The minibatches of an iteration."""
+        good = self.imitated()
+        if len(good) and iteration >= self.train["n_explore_itr"]:
+            for _ in range(self.n_batches(rollout)):
+                errors = self.policy.regression_errors(*self._batch(good), self.generator)
+                self.step("actor", errors.mean())
+        return {"imitated_chunks": float(len(good))}
+
+    def _batch(self, good: np.ndarray) -> tuple[Obs, Tensor]:
+        size, g = self.train["batch_size"], self.generator
+        n_demos = round(self.train["demo_share"] * size)
+        parts = []
+        if n_demos < size:
+            drawn = torch.randint(len(good), (size - n_demos,), generator=g, device=g.device).cpu().numpy()
+            own = torch.from_numpy(self.replay.arrays["actions"][good[drawn]]).to(g.device)
+            parts.append((self.replay.obs_at(good[drawn]), own))
+        if n_demos:
+            demos = self.offline.sample(n_demos, g, gamma=1.0)
+            parts.append((demos.obs, demos.actions))
+        obs = {key: torch.cat([part[0][key] for part in parts]) for key in parts[0][0]}
+        return obs, torch.cat([part[1] for part in parts])

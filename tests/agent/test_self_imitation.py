@@ -1,0 +1,166 @@
+"""Self-imitation: which chunks are learned from, by hand; on a bandit it comes to do what succeeded; exact resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agent.dataset.transitions import StitchedSequenceQLearningDataset
+from agent.errors import UsageError
+from agent.finetune.self_imitation import SelfImitation
+from model.diffusion.diffusion_rwr import RWRDiffusion
+from model.diffusion.mlp_diffusion import DiffusionMLP
+from tests.agent.test_diffusion_rl import DA, DO, TA, observed, rollout_of
+
+SCHEDULE = {"first_cycle_steps": 1000, "warmup_steps": 0, "min_lr": 1e-4}
+TRAIN = {
+    "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "replay_ratio": 10,
+    "scale_reward_factor": 1, "max_grad_norm": None, "n_explore_itr": 0, "min_return": 1.0, "demo_share": 0.25,
+}  # fmt: skip
+
+
+@pytest.fixture
+def demos(tmp_path) -> StitchedSequenceQLearningDataset:
+    """Two trajectories; their actions are 0.9, which nobody else does."""
+    n = 13
+    np.savez(
+        tmp_path / "train.npz", states=np.full((n, DO), -0.5, np.float32), actions=np.full((n, DA), 0.9, np.float32), traj_lengths=np.array([6, 7]),
+        rewards=np.zeros(n, np.float32), terminals=np.zeros(n, bool),
+    )  # fmt: skip
+    return StitchedSequenceQLearningDataset(tmp_path / "train.npz", TA)
+
+
+def policy_of(**more) -> RWRDiffusion:
+    torch.manual_seed(0)
+    network = DiffusionMLP(DA, TA, DO, time_dim=8, mlp_dims=[31, 31, 31], residual_style=True)
+    settings = {"min_sampling_denoising_std": 0.0, "use_ddim": True, "ddim_steps": 5, "start_std": 0.0, **more}
+    return RWRDiffusion(network, horizon_steps=TA, obs_dim=DO, action_dim=DA, denoising_steps=20, **settings)
+
+
+def algorithm_of(demos, policy=None, n_envs: int = 3, **train) -> SelfImitation:
+    generator = torch.Generator().manual_seed(0)
+    return SelfImitation(policy or policy_of(), {**TRAIN, **train}, n_envs, generator, demos)
+
+
+# Three environments, four rows. 0: fails (time) after two chunks, then succeeds in two. 1: succeeds in three, begins anew. 2: goes unstable in its
+# second chunk in spite of its reward, then needs two chunks whose rewards reach 1 only together.
+STATES = [[1, 11, 21], [2, 12, 22], [3, 13, 23], [4, 14, 24]]
+REWARDS = [[0.0, 0.0, 1.0], [0.9, 0.0, 1.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.5]]
+TERMINATED = [[0, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
+TRUNCATED = [[0, 0, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0]]
+VALID = [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
+FINAL = np.asarray(STATES) + 0.5
+GOOD = {3.0, 4.0, 11.0, 12.0, 13.0, 23.0, 24.0}
+
+
+def experience():
+    actions = torch.as_tensor(STATES, dtype=torch.float32)[..., None, None].expand(4, 3, TA, DA) / 100
+    return rollout_of(STATES, REWARDS, TERMINATED, TRUNCATED, actions, VALID)
+
+
+def test_only_whole_episodes_that_reached_the_return_are_imitated(demos):
+    algorithm = algorithm_of(demos)
+    observed(algorithm, experience(), FINAL)
+    arrays = algorithm.replay.arrays
+    assert set(arrays["obs.state"][algorithm.imitated()].ravel().tolist()) == GOOD
+    assert len(algorithm.imitated()) == len(GOOD)
+    assert algorithm.update(experience(), 0)["imitated_chunks"] == len(GOOD)
+
+
+def test_an_episode_that_time_ended_counts_too(demos):
+    algorithm = algorithm_of(demos, min_return=0.8)
+    observed(algorithm, experience(), FINAL)
+    states = algorithm.replay.arrays["obs.state"][algorithm.imitated()]
+    assert set(states.ravel().tolist()) == GOOD | {1.0, 2.0}
+
+
+def test_minibatches_are_of_good_chunks_and_demonstrations(demos, monkeypatch):
+    policy, seen = policy_of(), []
+    algorithm = algorithm_of(demos, policy)
+    rollout = experience()
+    observed(algorithm, rollout, FINAL)
+    errors = policy.regression_errors
+    monkeypatch.setattr(policy, "regression_errors", lambda o, a, g: seen.append((o["state"], a)) or errors(o, a, g))
+    algorithm.update(rollout, 0)
+    assert len(seen) == int(12 / 41 * 10)  # as many minibatches as replay_ratio says of 12 chunks
+    states, actions = (torch.cat(parts).flatten(1)[:, 0] for parts in zip(*seen, strict=True))
+    theirs = states == -0.5
+    assert int(theirs.sum()) == len(seen) * round(0.25 * 41)
+    assert torch.allclose(actions[theirs], torch.tensor(0.9))
+    assert torch.allclose(actions[~theirs], states[~theirs] / 100)  # the chunk that was done there
+    assert set(states[~theirs].tolist()) == GOOD
+
+
+@pytest.mark.parametrize(("share", "of_demos"), [(0.0, 0), (1.0, 41)])
+def test_without_the_one_or_the_other(demos, share, of_demos):
+    algorithm = algorithm_of(demos, demo_share=share)
+    observed(algorithm, experience(), FINAL)
+    obs, actions = algorithm._batch(algorithm.imitated())
+    assert len(actions) == 41 and int((obs["state"] == -0.5).sum()) == of_demos
+
+
+def test_what_is_overwritten_is_forgotten(demos):
+    """The ring is so short that the second rollout, in which nobody ends an episode, takes the place of the first."""
+    algorithm = algorithm_of(demos, buffer_size=12)
+    observed(algorithm, experience(), FINAL)
+    again = rollout_of(np.full((6, 3), 7.0), np.ones((6, 3)), np.zeros((6, 3)), np.zeros((6, 3)))
+    observed(algorithm, again, np.full((6, 3), 7.0))
+    assert len(algorithm.imitated()) == 0
+
+
+def test_first_it_only_collects(demos):
+    algorithm = algorithm_of(demos, n_explore_itr=1)
+    before = {key: value.clone() for key, value in algorithm.policy.state_dict().items()}
+    rollout = experience()
+    observed(algorithm, rollout, FINAL)
+    for iteration, moved in ((0, False), (1, True)):
+        algorithm.update(rollout, iteration)
+        after = algorithm.policy.state_dict()
+        assert any(not torch.equal(value, after[key]) for key, value in before.items()) == moved
+
+
+def test_nothing_is_learned_before_a_success(demos):
+    algorithm = algorithm_of(demos, min_return=1.5)
+    before = {key: value.clone() for key, value in algorithm.policy.state_dict().items()}
+    rollout = experience()
+    observed(algorithm, rollout, FINAL)
+    assert algorithm.update(rollout, 0)["imitated_chunks"] == 0
+    assert all(torch.equal(value, before[key]) for key, value in algorithm.policy.state_dict().items())
+
+
+def test_the_start_that_explores():
+    """By hand: exploring from 0.3 times the noise is what a policy of that start does; evaluation starts from its own."""
+    policy, as_given = policy_of(explore_start_std=0.3), policy_of(start_std=0.3)
+    obs = {"state": torch.zeros(17, 1, DO)}
+    noise = torch.randn(17, *policy.noise_shape, generator=torch.Generator().manual_seed(1))
+    explored = policy.sample(obs, deterministic=False, noise=noise).trajectories
+    assert torch.equal(explored, as_given.sample(obs, deterministic=False, noise=noise).trajectories)
+    best = policy.sample(obs, deterministic=True, noise=noise).trajectories
+    assert torch.allclose(best, best[:1].expand_as(best), atol=1e-6) and explored.std(dim=0).min() > 0
+    with pytest.raises(ValueError, match="explore_start_std"):
+        policy_of(explore_start_std=-0.1)
+
+
+def test_what_succeeded_is_done(demos):
+    """A bandit: a chunk succeeds if all of it lies within 0.15 of 0.5; from a wide start a few do, and from zero the policy then does, too."""
+    policy = policy_of(explore_start_std=1.0)
+    algorithm = algorithm_of(demos, policy, n_envs=61, buffer_size=6000, batch_size=127, replay_ratio=20, demo_share=0)
+    obs, g, s = {"state": torch.zeros(61, 1, DO)}, torch.Generator().manual_seed(1), 5
+    rates = []
+    for iteration in range(12):
+        noise = torch.randn(s, 61, *policy.noise_shape, generator=g)
+        actions = torch.stack([algorithm.act(obs, row).trajectories for row in noise]).clamp(-1, 1)
+        rewards = ((actions - 0.5).abs() < 0.15).all(dim=-1).all(dim=-1).float()
+        rates.append(float(rewards.mean()))
+        rollout = rollout_of(torch.zeros(s, 61), rewards, torch.ones(s, 61), torch.zeros(s, 61), actions)
+        observed(algorithm, rollout, np.zeros((s, 61)))
+        algorithm.update(rollout, iteration)
+    assert rates[0] < 0.3 and rates[-1] > 0.8
+    done = policy.sample(obs, deterministic=True).trajectories
+    assert float((done - 0.5).abs().max()) < 0.15
+
+
+def test_a_share_that_is_none(demos):
+    with pytest.raises(UsageError, match=r"train.demo_share: expected a fraction from 0 to 1, found 1.5"):
+        algorithm_of(demos, demo_share=1.5)
