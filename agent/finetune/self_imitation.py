@@ -6,6 +6,7 @@ an episode's return decides. No gradient of a return and no value is estimated: 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from agent.errors import UsageError
 from agent.finetune.off_policy import Replaying
 from agent.finetune.rollout import Rollout
 from env.protocol import NpObs
+from model.diffusion.actor_critic import follow
 from model.types import Obs
 
 
@@ -27,6 +29,9 @@ class SelfImitation(Replaying):
 
     Of every minibatch the fraction ``demo_share`` are the demonstrations' chunks, the others those of episodes whose undiscounted return reached
     ``min_return``. Nothing is learned before there is such an episode.
+
+    The policy has the weights' average over minibatches (``average_decay``), as after pre-training: it is what explores, is evaluated and saved. The
+    weights themselves, ``learner``, are the algorithm's. (On Transport, exploring with those at 4e-4 fell from 0.82 to 0.68 in ten iterations.)
 
     Raises:
         UsageError: ``demo_share`` is no fraction.
@@ -40,6 +45,7 @@ class SelfImitation(Replaying):
         "replay_ratio": NUMBER,
         "min_return": NUMBER,
         "demo_share": NUMBER,
+        "average_decay": NUMBER,
     }
 
     def __init__(
@@ -53,7 +59,10 @@ class SelfImitation(Replaying):
         super().__init__(policy, train, n_envs, generator)
         if not 0 <= train["demo_share"] <= 1:
             raise UsageError(f"train.demo_share: expected a fraction from 0 to 1, found {train['demo_share']}")
-        self.offline = offline
+        if not 0 <= train["average_decay"] < 1:
+            raise UsageError(f"train.average_decay: expected from 0 to below 1, found {train['average_decay']}")
+        self.offline, self.learner = offline, copy.deepcopy(policy.network)
+        self.optimize("actor", self.learner.parameters())
 
     def remember(self, at: np.ndarray) -> None:
         """How a running episode ends is not known."""
@@ -77,9 +86,19 @@ class SelfImitation(Replaying):
         good = self.imitated()
         if len(good) and iteration >= self.train["n_explore_itr"]:
             for _ in range(self.n_batches(rollout)):
-                errors = self.policy.regression_errors(*self._batch(good), self.generator)
+                errors = self.policy.regression_errors(*self._batch(good), self.generator, self.learner)
                 self.step("actor", errors.mean())
+                follow(self.policy.network, self.learner, 1 - self.train["average_decay"])
         return {"imitated_chunks": float(len(good))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``Replaying``, and the weights that learn."""
+        return super().state_dict() | {"learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        super().load_state_dict(state)
+        self.learner.load_state_dict(state["learner"])
 
     def _batch(self, good: np.ndarray) -> tuple[Obs, Tensor]:
         size, g = self.train["batch_size"], self.generator

@@ -61,11 +61,15 @@ class RWRDiffusion(DiffusionProcess):
         """What the actor's optimiser trains."""
         return self.network.parameters()
 
-    def regression_errors(self, obs: Obs, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Squared errors of the denoiser on noised ``actions (B, Ta, Da)``, at a random step each: ``(B,)``."""
+    def regression_errors(
+        self, obs: Obs, actions: Tensor, generator: torch.Generator, network: nn.Module | None = None
+    ) -> Tensor:
+        """Squared errors of the denoiser on noised ``actions (B, Ta, Da)``, at a random step each: ``(B,)``. ``network`` denoises in place
+        of the tuned one."""
         t = torch.randint(self.denoising_steps, (len(actions),), generator=generator, device=actions.device)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
-        prediction = self.network(self.schedule.q_sample(actions, t, noise), t, obs)
+        network = self.network if network is None else network
+        prediction = network(self.schedule.q_sample(actions, t, noise), t, obs)
         return (prediction - (noise if self.predict_epsilon else actions)).square().mean(dim=(1, 2))
 
     @torch.no_grad()

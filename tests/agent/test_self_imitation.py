@@ -17,6 +17,7 @@ SCHEDULE = {"first_cycle_steps": 1000, "warmup_steps": 0, "min_lr": 1e-4}
 TRAIN = {
     "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "replay_ratio": 10,
     "scale_reward_factor": 1, "max_grad_norm": None, "n_explore_itr": 0, "min_return": 1.0, "demo_share": 0.25,
+    "average_decay": 0.5,
 }  # fmt: skip
 
 
@@ -81,7 +82,9 @@ def test_minibatches_are_of_good_chunks_and_demonstrations(demos, monkeypatch):
     rollout = experience()
     observed(algorithm, rollout, FINAL)
     errors = policy.regression_errors
-    monkeypatch.setattr(policy, "regression_errors", lambda o, a, g: seen.append((o["state"], a)) or errors(o, a, g))
+    monkeypatch.setattr(
+        policy, "regression_errors", lambda o, a, g, n: seen.append((o["state"], a)) or errors(o, a, g, n)
+    )
     algorithm.update(rollout, 0)
     assert len(seen) == int(12 / 41 * 10)  # as many minibatches as replay_ratio says of 12 chunks
     states, actions = (torch.cat(parts).flatten(1)[:, 0] for parts in zip(*seen, strict=True))
@@ -129,6 +132,24 @@ def test_nothing_is_learned_before_a_success(demos):
     assert all(torch.equal(value, before[key]) for key, value in algorithm.policy.state_dict().items())
 
 
+def test_the_average_acts_and_the_weights_go_on(demos):
+    """By hand from the weights after each minibatch; a run that is cut in between has both."""
+    algorithm = algorithm_of(demos, average_decay=0.75, replay_ratio=4)  # one minibatch per iteration
+    rollout = experience()
+    observed(algorithm, rollout, FINAL)
+    mean = [p.detach().clone() for p in algorithm.policy.network.parameters()]
+    for iteration in range(3):
+        algorithm.update(rollout, iteration)
+        mean = [0.75 * m + 0.25 * p.detach() for m, p in zip(mean, algorithm.learner.parameters(), strict=True)]
+        for expected, found in zip(mean, algorithm.policy.network.parameters(), strict=True):
+            assert torch.allclose(found, expected, atol=1e-6)
+    assert any(not torch.allclose(m, p) for m, p in zip(mean, algorithm.learner.parameters(), strict=True))
+    again = algorithm_of(demos, policy_of(), average_decay=0.75)
+    again.load_state_dict(algorithm.state_dict())
+    for mine, theirs in zip(again.learner.parameters(), algorithm.learner.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_the_start_that_explores():
     """By hand: exploring from 0.3 times the noise is what a policy of that start does; evaluation starts from its own."""
     policy, as_given = policy_of(explore_start_std=0.3), policy_of(start_std=0.3)
@@ -161,6 +182,8 @@ def test_what_succeeded_is_done(demos):
     assert float((done - 0.5).abs().max()) < 0.15
 
 
-def test_a_share_that_is_none(demos):
+def test_settings_out_of_range(demos):
     with pytest.raises(UsageError, match=r"train.demo_share: expected a fraction from 0 to 1, found 1.5"):
         algorithm_of(demos, demo_share=1.5)
+    with pytest.raises(UsageError, match=r"train.average_decay: expected from 0 to below 1, found 1"):
+        algorithm_of(demos, average_decay=1)
