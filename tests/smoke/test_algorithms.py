@@ -123,10 +123,10 @@ def test_gaussian_actor_critics(kind, data, tmp_path):
 
 def test_self_imitation(base, data, tmp_path):
     """With returns that the untrained policy reaches by chance: the world here has no successes that end an episode."""
-    leaf = "robomimic/finetune/transport/two_cores_self_imitation"
+    leaf = "robomimic/finetune/lift/quickstart_self_imitation"
     more = [
         *runs.TASK, *COMMON, f"data_root={data}", f"base_policy_path={base}", "model.network.mlp_dims=[31,31,31]", "train.buffer_size=900",
-        "model.explore_start_std=1", "train.replay_ratio=2", "train.n_explore_itr=1", "train.min_return=-1000", "env.max_episode_steps=16",
+        "model.start_std=0", "model.explore_start_std=1", "train.replay_ratio=2", "train.n_explore_itr=1", "train.min_return=-1000", "env.max_episode_steps=16",
         "train.actor_lr_scheduler.first_cycle_steps=4",
     ]  # fmt: skip
 
