@@ -14,7 +14,7 @@ from agent.finetune.replay import Transitions, mixed
 
 
 class WithDemonstrations:
-    """Stands before an ``OffPolicy`` algorithm in the list of bases: ``offline`` are the demonstrations' transitions.
+    """Stands before a ``Replaying`` algorithm that has ``own(n)`` in the list of bases: ``offline`` are the demonstrations' transitions.
 
     Raises:
         UsageError: returns of several chunks are asked for, which demonstrations' transitions do not have; or the algorithm's ``EXTRA`` has
@@ -30,7 +30,7 @@ class WithDemonstrations:
         offline: StitchedSequenceQLearningDataset,
     ) -> None:
         super().__init__(policy, train, n_envs, generator)
-        if train["n_step_returns"] != 1:
+        if train.get("n_step_returns", 1) != 1:
             raise UsageError(f"train.n_step_returns: with demonstrations only 1, found {train['n_step_returns']}")
         if "returns" in self.EXTRA and offline.returns is None:
             raise UsageError("offline_dataset.get_mc_return: the demonstrations' returns are needed; set it to true")
@@ -38,11 +38,11 @@ class WithDemonstrations:
 
     def from_both(self, n_offline: int) -> Transitions:
         """A minibatch of which ``n_offline`` are the demonstrations' and the others the replay buffer's."""
-        train, g = self.train, self.generator
+        train = self.train
         if not n_offline:
-            return self.batch()
-        offline = self.offline.sample(n_offline, g, train["gamma"], train["scale_reward_factor"])
+            return self.own(train["batch_size"])
+        offline = self.offline.sample(n_offline, self.generator, train["gamma"], train.get("scale_reward_factor", 1))
         rest = train["batch_size"] - n_offline
         if not rest:
             return offline
-        return mixed(offline, self.replay.sample(rest, g, train["gamma"], train["n_step_returns"]))
+        return mixed(offline, self.own(rest))

@@ -89,32 +89,28 @@ class Learner(Algorithm):
 
 
 class Replaying(Learner):
-    """Every chunk goes into a replay buffer; ``learn`` takes minibatches from it to train an actor."""
+    """Every chunk goes into a replay buffer; ``learn`` takes minibatches from it. Subclasses call ``optimize``."""
 
     WHOLE_CHUNKS = True
     SETTINGS: ClassVar = {
         **optimizer_settings("actor"),
         "buffer_size": int,
         "batch_size": int,
-        "scale_reward_factor": NUMBER,
         "max_grad_norm": optional(NUMBER),
     }
-    EXTRA: tuple[
-        str, ...
-    ] = ()  # what else is kept of every chunk: "improved" (actions), "returns" or "episode_returns"
+    EXTRA: tuple[str, ...] = ()  # of every chunk also kept: "improved" (actions), "returns" or "episode_returns"
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
         super().__init__(policy, train, n_envs, generator)
         self.replay: ReplayBuffer | None = None
         self._saved: dict[str, Any] | None = None  # a buffer's state, until it is known how large its rows are
-        self.optimize("actor", policy.actor_parameters())
 
     def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:
         """Keep the chunks of one row."""
         obs, actions = {key: value[step] for key, value in rollout.obs.items()}, rollout.chains[step][:, -1]
         if self.replay is None:
             self.replay = self._allocate(obs, tuple(actions.shape[1:]))
-        rewards = rollout.rewards[step] * self.train["scale_reward_factor"]
+        rewards = rollout.rewards[step] * self.train.get("scale_reward_factor", 1)
         flags = [getattr(rollout, name)[step] for name in ("terminated", "truncated", "firsts", "valid")]
         self.remember(self.replay.add(obs, actions, rewards, *flags, final_obs))
 
@@ -156,18 +152,27 @@ class Replaying(Learner):
 
 
 class OffPolicy(Replaying):
-    """``Replaying``, with a critic."""
+    """``Replaying``, with an actor and a critic that learns from rewards."""
 
-    SETTINGS: ClassVar = {**Replaying.SETTINGS, **optimizer_settings("critic"), "n_step_returns": int}
+    SETTINGS: ClassVar = {
+        **Replaying.SETTINGS,
+        **optimizer_settings("critic"),
+        "n_step_returns": int,
+        "scale_reward_factor": NUMBER,
+    }
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
         super().__init__(policy, train, n_envs, generator)
+        self.optimize("actor", policy.actor_parameters())
         self.optimize("critic", policy.critic_parameters())
 
     def batch(self) -> Transitions:
         """A minibatch."""
-        train = self.train
-        return self.replay.sample(train["batch_size"], self.generator, train["gamma"], train["n_step_returns"])
+        return self.own(self.train["batch_size"])
+
+    def own(self, n: int) -> Transitions:
+        """``n`` of the buffer's chunks."""
+        return self.replay.sample(n, self.generator, self.train["gamma"], self.train["n_step_returns"])
 
 
 def td_target(batch: Transitions, next_values: Tensor) -> Tensor:

@@ -94,7 +94,5 @@ class IDQLDiffusion(RWRDiffusion):
         return Sample(actions.view(b, s, *actions.shape[1:])[torch.arange(b, device=choice.device), choice])
 
     def _denoised(self, obs: Obs, deterministic: bool, noise: Tensor) -> Tensor:
-        x, step_noise = noise[:, 0], noise[:, 1:]
-        if self.randn_clip_value is not None:
-            step_noise = step_noise.clamp(-self.randn_clip_value, self.randn_clip_value)
+        x, step_noise = self.scaled(noise, None if deterministic else self.explore_start_std)
         return self._chain(obs, deterministic, x, step_noise, self.network)

@@ -118,10 +118,12 @@ class DiffusionProcess(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The start ``(B, Ta, Da)``, scaled by ``start_std`` (None: the policy's own), and the steps' noise ``(B, n_steps, Ta, Da)``, given
         or drawn; only the latter is bounded."""
-        noise = given_noise(obs["state"], self.noise_shape, noise, generator)
-        return (self.start_std if start_std is None else start_std) * noise[:, 0], _clip(
-            noise[:, 1:], self.randn_clip_value
-        )
+        return self.scaled(given_noise(obs["state"], self.noise_shape, noise, generator), start_std)
+
+    def scaled(self, noise: Tensor, start_std: float | None = None) -> tuple[Tensor, Tensor]:
+        """``noise (B, n_steps + 1, Ta, Da)`` as ``prepare_noise`` gives it."""
+        start = noise[:, 0] * (self.start_std if start_std is None else start_std)
+        return start, _clip(noise[:, 1:], self.randn_clip_value)
 
 
 def tabulate_time(network: nn.Module, denoising_steps: int) -> None:

@@ -325,6 +325,20 @@ def _mean_error(policy) -> float:
     return float((policy.sample(obs, deterministic=True, noise=noise).trajectories - 0.6).square().mean())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_zero_there_is_nothing_random_but_exploring(kind):
+    """With DDIM the start is all that is drawn, and every one of them obeys its deviation, who samples many chunks too."""
+    settings = {"use_ddim": True, "ddim_steps": 3, "start_std": 0.0, "min_sampling_denoising_std": 0.0}
+    obs, g = {"state": torch.zeros(19, 1, DO)}, torch.Generator().manual_seed(4)
+    for more, alike in (({}, True), ({"explore_start_std": 0.5}, False)):
+        policy = policy_of(kind, **settings, **more)
+        noise = torch.randn(19, *policy.noise_shape, generator=g)
+        for deterministic in (True, False):
+            chunks = policy.sample(obs, deterministic=deterministic, noise=noise).trajectories
+            same = torch.allclose(chunks, chunks[:1].expand_as(chunks), atol=1e-5)
+            assert same == (alike or deterministic)
+
+
 def test_warm_up():
     algorithm = algorithm_of("dql", n_critic_warmup_itr=1)
     before = {key: value.clone() for key, value in algorithm.policy.state_dict().items()}

@@ -16,7 +16,7 @@ from tests.agent.test_diffusion_rl import DA, DO, TA, observed, rollout_of
 SCHEDULE = {"first_cycle_steps": 1000, "warmup_steps": 0, "min_lr": 1e-4}
 TRAIN = {
     "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "replay_ratio": 10,
-    "scale_reward_factor": 1, "max_grad_norm": None, "n_explore_itr": 0, "min_return": 1.0, "demo_share": 0.25,
+    "gamma": 0.9, "max_grad_norm": None, "n_explore_itr": 0, "min_return": 1.0, "demo_share": 0.25,
     "average_decay": 0.5,
 }  # fmt: skip
 
@@ -99,8 +99,9 @@ def test_minibatches_are_of_good_chunks_and_demonstrations(demos, monkeypatch):
 def test_without_the_one_or_the_other(demos, share, of_demos):
     algorithm = algorithm_of(demos, demo_share=share)
     observed(algorithm, experience(), FINAL)
-    obs, actions = algorithm._batch(algorithm.imitated())
-    assert len(actions) == 41 and int((obs["state"] == -0.5).sum()) == of_demos
+    algorithm.good = algorithm.imitated()
+    batch = algorithm.from_both(round(share * 41))
+    assert len(batch.actions) == 41 and int((batch.obs["state"] == -0.5).sum()) == of_demos
 
 
 def test_what_is_overwritten_is_forgotten(demos):

@@ -175,9 +175,8 @@ def test_averaged_weights_are_what_is_judged_and_what_is_loaded(base, tmp_path):
     for choice, part in ((None, "ema"), ("ema", "ema"), ("finetuned", "ema"), ("model", "model")):
         policy = checkpoint.load_policy(path, policy_weights=choice)
         assert all(torch.equal(value, saved[-1][part][name]) for name, value in policy.state_dict().items()), choice
-    assert torch.equal(
-        portable.published(saved[-1])["model"][key], saved[-1]["ema"][key]
-    )  # their layout has room for one
+    theirs = portable.published(saved[-1])["model"][key]  # their layout has room for one
+    assert torch.equal(theirs, saved[-1]["ema"][key])
     results = {}
     for choice in ("null", "model"):
         evaluation = runs.eval_config(
