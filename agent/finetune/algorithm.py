@@ -37,10 +37,13 @@ class Algorithm(ABC):
     SETTINGS: ClassVar[dict[str, Any]]  # keys of ``train`` that it reads besides the loop's own, and their types
     HEADLINE: ClassVar[tuple[tuple[str, str, str], ...]] = ()  # of the console line: label, metric, format
     WHOLE_CHUNKS: ClassVar[bool] = False  # it values chunks of ``horizon_steps`` actions: all of them must be executed
-    collects = True  # False: learns from data alone; the world is for evaluation
 
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
         self.policy, self.train, self.n_envs, self.generator = policy, train, n_envs, generator
+
+    def collects(self, iteration: int) -> bool:
+        """Whether ``iteration`` collects a rollout; otherwise it learns from what there is, and the world is for evaluation."""
+        return True
 
     def act(self, obs: Obs, noise: Tensor) -> Sample:
         """Explore: a chunk for each of N observations. ``noise (N, *policy.noise_shape)`` is standard normal."""
@@ -51,7 +54,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def update(self, rollout: Rollout | None, iteration: int) -> dict[str, float]:
-        """Learn; returns what to log. ``rollout`` is None where nothing was collected."""
+        """Learn; returns what to log. ``rollout`` is None where ``iteration`` collected nothing."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

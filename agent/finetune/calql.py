@@ -39,8 +39,7 @@ class CalQL(WithDemonstrations, SoftActorCritic):
         "n_random_actions": int,
     }
 
-    @property
-    def collects(self) -> bool:
+    def collects(self, iteration: int) -> bool:
         """Not while it learns from demonstrations alone."""
         return self.train["train_online"]
 

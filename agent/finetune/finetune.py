@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections import deque
 from pathlib import Path
@@ -110,17 +109,17 @@ class FinetuneAgent:
             total=n_iterations, initial=self.iteration, desc="fine-tune", unit="itr", dynamic_ncols=True, disable=None
         )
         while self.iteration < n_iterations and not self.stopped:
-            metrics = {}
-            if self.algorithm.collects:
+            metrics, collects = {}, self.algorithm.collects(self.iteration)
+            if collects:
                 self._start_episodes()
                 if rollout is None or tuple(rollout.chains.shape[2:]) != self._chain_shape():
                     rollout = self._allocate()
                 metrics = self._collect(rollout, bar)
-            metrics |= self.algorithm.update(rollout, self.iteration)
+            metrics |= self.algorithm.update(rollout if collects else None, self.iteration)
             self.iteration += 1
             if self.ema:
                 self.ema.update()
-            if rollout is not None and self.iteration % self.train.get("diagnostics_freq", 1) == 0:
+            if collects and self.iteration % self.train.get("diagnostics_freq", 1) == 0:
                 metrics |= self._diagnose(rollout)
             if (
                 self.iteration % self.train["val_freq"] == 0 and self.iteration < n_iterations
@@ -150,8 +149,8 @@ class FinetuneAgent:
     def _say(self, metrics: dict[str, float]) -> None:
         """One console line per iteration."""
         left = (self.train["n_train_itr"] - self.iteration) * metrics["time/iteration"]
-        words = [f"{label} {metrics.get(key, math.nan):{style}}" for label, key, style in self.algorithm.HEADLINE]
-        if self.algorithm.collects:
+        words = [f"{label} {metrics[key]:{style}}" for label, key, style in self.algorithm.HEADLINE if key in metrics]
+        if "train/episode_return" in metrics:
             words.insert(0, f"return {metrics['train/episode_return']:.4g} (exploring)")
             if is_solvable(self.venv):
                 words.insert(0, f"success {metrics['train/success_rate']:.3f}")

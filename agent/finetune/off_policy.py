@@ -64,10 +64,14 @@ class Learner(Algorithm):
         started = time.perf_counter()
         metrics = self.learn(rollout, iteration) or {}
         metrics |= self.means.read() | {f"{name}_lr": schedule.lr for name, schedule in self.schedules.items()}
+        self.anneal(iteration)
+        return metrics | {"time/update": time.perf_counter() - started}
+
+    def anneal(self, iteration: int) -> None:
+        """The schedules go on by one, the actor's not before it learns."""
         for name, schedule in self.schedules.items():
             if name != "actor" or iteration >= self.train.get("n_critic_warmup_itr", 0):
                 schedule.step()
-        return metrics | {"time/update": time.perf_counter() - started}
 
     @abstractmethod
     def learn(self, rollout: Rollout | None, iteration: int) -> dict[str, float] | None:
@@ -103,7 +107,6 @@ class Replaying(Learner):
     def __init__(self, policy: nn.Module, train: Mapping[str, Any], n_envs: int, generator: torch.Generator) -> None:
         super().__init__(policy, train, n_envs, generator)
         self.replay: ReplayBuffer | None = None
-        self._saved: dict[str, Any] | None = None  # a buffer's state, until it is known how large its rows are
 
     def observe(self, rollout: Rollout, step: int, final_obs: NpObs) -> None:
         """Keep the chunks of one row."""
@@ -122,11 +125,7 @@ class Replaying(Learner):
     def _allocate(self, obs: dict[str, Tensor], chunk_shape: tuple[int, ...]) -> ReplayBuffer:
         shapes = {"improved": chunk_shape, "returns": (), "episode_returns": ()}
         extra = {name: shapes[name] for name in self.EXTRA}
-        replay = ReplayBuffer(self.train["buffer_size"], self.n_envs, obs, chunk_shape, extra, self.generator.device)
-        if self._saved is not None:
-            replay.load_state_dict(self._saved)
-            self._saved = None
-        return replay
+        return ReplayBuffer(self.train["buffer_size"], self.n_envs, obs, chunk_shape, extra, self.generator.device)
 
     def n_batches(self, rollout: Rollout) -> int:
         """Minibatches of an iteration: ``replay_ratio`` times as many chunks as were collected."""
@@ -134,7 +133,7 @@ class Replaying(Learner):
 
     def state_dict(self) -> dict[str, Any]:
         """Optimisers, schedules, replay buffer."""
-        return super().state_dict() | {"replay": self.replay.state_dict() if self.replay else self._saved}
+        return super().state_dict() | {"replay": self.replay.state_dict() if self.replay is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``.
@@ -148,7 +147,11 @@ class Replaying(Learner):
                 "resume: only checkpoint/latest.pt holds the replay buffer, and it is gone. Pass the checkpoint as base_policy_path "
                 "of a new run"
             )
-        self._saved = state["replay"]
+        if state["replay"] is not None:
+            rows = {name: x[:, 0] for name, x in state["replay"]["arrays"].items()}
+            obs = {name[4:]: row for name, row in rows.items() if name.startswith("obs.")}
+            self.replay = self._allocate(obs, tuple(rows["actions"].shape[1:]))
+            self.replay.load_state_dict(state["replay"])
 
 
 class OffPolicy(Replaying):

@@ -26,24 +26,27 @@ from model.diffusion.actor_critic import follow
 
 
 class SelfImitation(WithDemonstrations, Replaying):
-    """``replay_ratio`` chunks learned from per chunk collected, once ``n_explore_itr`` iterations were only collected.
+    """Rounds of ``n_explore_itr`` iterations that collect with the policy as the last round left it, and ``n_learn_itr`` that learn.
 
-    Of every minibatch the fraction ``demo_share`` are the demonstrations' chunks, the others those of episodes whose undiscounted return reached
-    ``min_return``. Nothing is learned before there is such an episode.
+    What explores does not change while it does: learning at once from what is collected, the policy comes to do what it does anyway, its
+    experience narrows, and it forgets how to come back from where it no longer gets.
 
-    The policy has the weights' average over minibatches (``average_decay``), as after pre-training: it is what explores, is evaluated and saved. The
-    weights themselves, ``learner``, are the algorithm's.
+    A round's learning is one regression from the policy's weights: ``n_batches`` minibatches of the good episodes of all rounds so far, those whose
+    undiscounted return reached ``min_return``, and of the demonstrations, a fraction ``demo_share`` of each. The learning rate's schedule counts
+    minibatches. The policy has the weights' average over them (``average_decay``, less at first, as after pre-training): it is what is evaluated
+    and saved. The weights themselves, ``learner``, are the algorithm's. Without a good episode a round learns nothing.
 
     Raises:
-        UsageError: ``demo_share`` or ``average_decay`` is out of range.
+        UsageError: a setting is out of range.
     """
 
-    HEADLINE = (("loss", "loss/actor", ".4f"),)
+    HEADLINE = (("good chunks", "imitated_chunks", ",.0f"), ("loss", "loss/actor", ".4f"))
     EXTRA = ("episode_returns",)
     SETTINGS: ClassVar = {
         **Replaying.SETTINGS,
         "n_explore_itr": int,
-        "replay_ratio": NUMBER,
+        "n_learn_itr": int,
+        "n_batches": int,
         "min_return": NUMBER,
         "demo_share": NUMBER,
         "average_decay": NUMBER,
@@ -62,6 +65,9 @@ class SelfImitation(WithDemonstrations, Replaying):
             raise UsageError(f"train.demo_share: expected a fraction from 0 to 1, found {train['demo_share']}")
         if not 0 <= train["average_decay"] < 1:
             raise UsageError(f"train.average_decay: expected from 0 to below 1, found {train['average_decay']}")
+        for key in ("n_explore_itr", "n_learn_itr", "n_batches"):
+            if train[key] < 1:
+                raise UsageError(f"train.{key}: expected at least 1, found {train[key]}")
         self.learner = copy.deepcopy(policy.network)
         self.good = np.zeros(0, np.int64)  # of the buffer, what is imitated in this iteration
         self.optimize("actor", self.learner.parameters())
@@ -89,16 +95,35 @@ class SelfImitation(WithDemonstrations, Replaying):
         drawn = torch.randint(len(self.good), (n,), generator=g, device=g.device).cpu().numpy()
         return self.replay.gather(self.good[drawn], self.train["gamma"])
 
-    def learn(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+    def collects(self, iteration: int) -> bool:
+        """In the first iterations of a round."""
+        return self._of_learning(iteration) < 0
+
+    def _of_learning(self, iteration: int) -> int:
+        """The how many-th iteration of its round's learning it is, from 0; negative before."""
+        return iteration % (self.train["n_explore_itr"] + self.train["n_learn_itr"]) - self.train["n_explore_itr"]
+
+    def learn(self, rollout: Rollout | None, iteration: int) -> dict[str, float]:
         """The minibatches of an iteration."""
-        train, self.good = self.train, self.imitated()
-        if len(self.good) and iteration >= train["n_explore_itr"]:
-            for _ in range(self.n_batches(rollout)):
-                batch = self.from_both(round(train["demo_share"] * train["batch_size"]))
-                errors = self.policy.regression_errors(batch.obs, batch.actions, self.generator, self.learner)
-                self.step("actor", errors.mean())
-                follow(self.policy.network, self.learner, 1 - train["average_decay"])
+        train, at, self.good = self.train, self._of_learning(iteration), self.imitated()
+        if at == 0:
+            self.learner.load_state_dict(self.policy.network.state_dict())
+            self.optimizers["actor"].state.clear()
+        if at >= 0 and len(self.good):
+            first, end = (train["n_batches"] * i // train["n_learn_itr"] for i in (at, at + 1))
+            for k in range(first, end):
+                self._learn(min(train["average_decay"], (1 + k) / (10 + k)))
         return {"imitated_chunks": float(len(self.good))}
+
+    def _learn(self, decay: float) -> None:
+        batch = self.from_both(round(self.train["demo_share"] * self.train["batch_size"]))
+        errors = self.policy.regression_errors(batch.obs, batch.actions, self.generator, self.learner)
+        self.step("actor", errors.mean())
+        self.schedules["actor"].step()
+        follow(self.policy.network, self.learner, 1 - decay)
+
+    def anneal(self, iteration: int) -> None:
+        """Nothing: the schedule has counted the minibatches."""
 
     def state_dict(self) -> dict[str, Any]:
         """As ``Replaying``, and the weights that learn."""

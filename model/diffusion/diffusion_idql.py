@@ -82,7 +82,7 @@ class IDQLDiffusion(RWRDiffusion):
             noise = torch.randn(b, *self.noise_shape, generator=generator, device=obs["state"].device)
         rows = {key: value.repeat_interleave(s, dim=0) for key, value in obs.items()}
         chain, lots = noise.flatten(0, 1)[:, :-1], noise[:, :, -1, 0, 0]
-        actions = self._denoised(rows, deterministic, chain)
+        actions = self._from_noise(rows, deterministic, chain, self.network)
         q = smallest(self.target_q, rows, actions).view(b, s)
         if self.eval_deterministic if deterministic else not self.expectile_exploration:
             choice = q.argmax(dim=1)
@@ -92,7 +92,3 @@ class IDQLDiffusion(RWRDiffusion):
             uniform = torch.special.ndtr(lots).clamp(1e-6, 1 - 1e-6)
             choice = (uniform.log() / chances).argmax(dim=1)  # exponential races: P(i) is proportional to chances_i
         return Sample(actions.view(b, s, *actions.shape[1:])[torch.arange(b, device=choice.device), choice])
-
-    def _denoised(self, obs: Obs, deterministic: bool, noise: Tensor) -> Tensor:
-        x, step_noise = self.scaled(noise, None if deterministic else self.explore_start_std)
-        return self._chain(obs, deterministic, x, step_noise, self.network)

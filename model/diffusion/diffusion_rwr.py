@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.common.modules import load_pretrained, passes_on
+from model.common.modules import given_noise, load_pretrained, passes_on
 from model.diffusion.process import DiffusionProcess, tabulate_time
 from model.types import Obs, Sample
 
@@ -24,6 +24,8 @@ class RWRDiffusion(DiffusionProcess):
         network: ``(x, t, obs) -> prediction``.
         min_sampling_denoising_std: floor of every step's deviation while exploring.
         explore_start_std: deviation of the start while exploring; None: ``start_std``, as in evaluation.
+        explore_start_steps: ``Ts``, rows of the start that differ while exploring, a divisor of ``Ta``; each stands for ``Ta / Ts`` steps of the
+            chunk, as in DSRL. With few of them a chunk leaves the usual way as a whole instead of trembling about it. None: all ``Ta``.
 
     The others are explained in ``DiffusionProcess``.
 
@@ -39,12 +41,18 @@ class RWRDiffusion(DiffusionProcess):
         network: nn.Module,
         min_sampling_denoising_std: float = 0.1,
         explore_start_std: float | None = None,
+        explore_start_steps: int | None = None,
         **process: Any,
     ) -> None:
         super().__init__(**process)
         if explore_start_std is not None and not explore_start_std >= 0:
             raise ValueError(f"explore_start_std: expected a number from 0 on, or null, found {explore_start_std}")
-        self.explore_start_std = explore_start_std
+        start_steps = self.horizon_steps if explore_start_steps is None else explore_start_steps
+        if not 0 < start_steps <= self.horizon_steps or self.horizon_steps % start_steps:
+            raise ValueError(
+                f"explore_start_steps: expected a divisor of horizon_steps = {self.horizon_steps}, or null, found {start_steps}"
+            )
+        self.explore_start_std, self.start_repeat = explore_start_std, self.horizon_steps // start_steps
         tabulate_time(network, self.denoising_steps)
         self.network = network
         self.min_sampling_denoising_std = min_sampling_denoising_std
@@ -97,8 +105,15 @@ class RWRDiffusion(DiffusionProcess):
         network: nn.Module | None = None,
     ) -> Tensor:
         """As ``sample``, differentiable: ``(B, Ta, Da)``. ``network`` denoises in place of the tuned one."""
-        x, step_noise = self.prepare_noise(obs, noise, generator, None if deterministic else self.explore_start_std)
-        return self._chain(obs, deterministic, x, step_noise, self.network if network is None else network)
+        noise = given_noise(obs["state"], self.noise_shape, noise, generator)
+        return self._from_noise(obs, deterministic, noise, self.network if network is None else network)
+
+    def _from_noise(self, obs: Obs, deterministic: bool, noise: Tensor, network: nn.Module) -> Tensor:
+        """The whole chain of ``noise (B, n_steps + 1, Ta, Da)``, its start as evaluation or exploring has it."""
+        x, step_noise = self.scaled(noise, None if deterministic else self.explore_start_std)
+        if not deterministic:
+            x = x[:, :: self.start_repeat].repeat_interleave(self.start_repeat, dim=1)
+        return self._chain(obs, deterministic, x, step_noise, network)
 
     def _chain(self, obs: Obs, deterministic: bool, x: Tensor, step_noise: Tensor, network: nn.Module) -> Tensor:
         """From the start ``x (B, Ta, Da)`` to the end, with the steps' noise ``(B, n_steps, Ta, Da)``."""

@@ -113,15 +113,13 @@ class DiffusionProcess(nn.Module):
         """Bound the finished chunk (after the last position) by ``final_action_clip_value``."""
         return _clip(x, self.final_action_clip_value) if position == self.n_steps - 1 else x
 
-    def prepare_noise(
-        self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None, start_std: float | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The start ``(B, Ta, Da)``, scaled by ``start_std`` (None: the policy's own), and the steps' noise ``(B, n_steps, Ta, Da)``, given
-        or drawn; only the latter is bounded."""
-        return self.scaled(given_noise(obs["state"], self.noise_shape, noise, generator), start_std)
+    def prepare_noise(self, obs: Obs, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """The start ``(B, Ta, Da)``, scaled by ``start_std``, and the steps' noise ``(B, n_steps, Ta, Da)``, given or drawn; only the latter is
+        bounded."""
+        return self.scaled(given_noise(obs["state"], self.noise_shape, noise, generator))
 
     def scaled(self, noise: Tensor, start_std: float | None = None) -> tuple[Tensor, Tensor]:
-        """``noise (B, n_steps + 1, Ta, Da)`` as ``prepare_noise`` gives it."""
+        """``noise (B, n_steps + 1, Ta, Da)`` as ``prepare_noise`` gives it; with ``start_std`` in place of the policy's own, if given."""
         start = noise[:, 0] * (self.start_std if start_std is None else start_std)
         return start, _clip(noise[:, 1:], self.randn_clip_value)
 

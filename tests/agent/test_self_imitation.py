@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,10 @@ from model.diffusion.diffusion_rwr import RWRDiffusion
 from model.diffusion.mlp_diffusion import DiffusionMLP
 from tests.agent.test_diffusion_rl import DA, DO, TA, observed, rollout_of
 
-SCHEDULE = {"first_cycle_steps": 1000, "warmup_steps": 0, "min_lr": 1e-4}
+SCHEDULE = {"first_cycle_steps": 7, "warmup_steps": 2, "min_lr": 0.0}
 TRAIN = {
-    "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "replay_ratio": 10,
-    "gamma": 0.9, "max_grad_norm": None, "n_explore_itr": 0, "min_return": 1.0, "demo_share": 0.25,
-    "average_decay": 0.5,
+    "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "gamma": 0.9,
+    "max_grad_norm": None, "n_explore_itr": 1, "n_learn_itr": 2, "n_batches": 7, "min_return": 1.0, "demo_share": 0.25, "average_decay": 0.5,
 }  # fmt: skip
 
 
@@ -85,8 +86,11 @@ def test_minibatches_are_of_good_chunks_and_demonstrations(demos, monkeypatch):
     monkeypatch.setattr(
         policy, "regression_errors", lambda o, a, g, n: seen.append((o["state"], a)) or errors(o, a, g, n)
     )
-    algorithm.update(rollout, 0)
-    assert len(seen) == int(12 / 41 * 10)  # as many minibatches as replay_ratio says of 12 chunks
+    lengths = []
+    for iteration in range(6):  # two rounds: 7 minibatches in two iterations of each
+        algorithm.update(rollout if algorithm.collects(iteration) else None, iteration)
+        lengths.append(len(seen))
+    assert lengths == [0, 3, 7, 7, 10, 14]
     states, actions = (torch.cat(parts).flatten(1)[:, 0] for parts in zip(*seen, strict=True))
     theirs = states == -0.5
     assert int(theirs.sum()) == len(seen) * round(0.25 * 41)
@@ -113,42 +117,87 @@ def test_what_is_overwritten_is_forgotten(demos):
     assert len(algorithm.imitated()) == 0
 
 
-def test_first_it_only_collects(demos):
-    algorithm = algorithm_of(demos, n_explore_itr=1)
-    before = {key: value.clone() for key, value in algorithm.policy.state_dict().items()}
-    rollout = experience()
+def weights(module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(first, second) -> bool:
+    return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, second, strict=True))
+
+
+def test_a_round_collects_first(demos):
+    algorithm = algorithm_of(demos, n_explore_itr=2, n_learn_itr=3)
+    rollout, moved = experience(), []
     observed(algorithm, rollout, FINAL)
-    for iteration, moved in ((0, False), (1, True)):
-        algorithm.update(rollout, iteration)
-        after = algorithm.policy.state_dict()
-        assert any(not torch.equal(value, after[key]) for key, value in before.items()) == moved
+    for iteration in range(10):
+        before = weights(algorithm.policy)
+        algorithm.update(rollout if algorithm.collects(iteration) else None, iteration)
+        moved.append(not same(before, weights(algorithm.policy)))
+    assert moved == [False, False, True, True, True] * 2
+    assert [algorithm.collects(i) for i in range(10)] == [not it for it in moved]
 
 
 def test_nothing_is_learned_before_a_success(demos):
     algorithm = algorithm_of(demos, min_return=1.5)
-    before = {key: value.clone() for key, value in algorithm.policy.state_dict().items()}
-    rollout = experience()
+    before, rollout = weights(algorithm.policy), experience()
     observed(algorithm, rollout, FINAL)
-    assert algorithm.update(rollout, 0)["imitated_chunks"] == 0
-    assert all(torch.equal(value, before[key]) for key, value in algorithm.policy.state_dict().items())
-
-
-def test_the_average_acts_and_the_weights_go_on(demos):
-    """By hand from the weights after each minibatch; a run that is cut in between has both."""
-    algorithm = algorithm_of(demos, average_decay=0.75, replay_ratio=4)  # one minibatch per iteration
-    rollout = experience()
-    observed(algorithm, rollout, FINAL)
-    mean = [p.detach().clone() for p in algorithm.policy.network.parameters()]
     for iteration in range(3):
+        assert algorithm.update(rollout, iteration)["imitated_chunks"] == 0
+    assert same(before, weights(algorithm.policy))
+
+
+def test_a_round_is_one_regression_from_the_policy(demos, monkeypatch):
+    """By hand from the weights after each minibatch: two rounds, in both the average grows older at first, the rate rises and falls to zero, and
+    the weights begin as the average of the round before. The second round, told apart by nothing but the policy, is that of a new algorithm."""
+    algorithm = algorithm_of(demos, average_decay=0.25)
+    rollout, rates, states = experience(), [], []
+    observed(algorithm, rollout, FINAL)
+    step = algorithm.step
+
+    def watched(name, loss):
+        rates.append(algorithm.schedules["actor"].lr)
+        if len(rates) % 7 == 1:
+            assert same(weights(algorithm.learner), weights(algorithm.policy))
+        step(name, loss)
+        states.append(weights(algorithm.learner))
+
+    monkeypatch.setattr(algorithm, "step", watched)
+    mean, done = weights(algorithm.policy), 0
+    for iteration in range(6):
+        if iteration == 3:
+            again = algorithm_of(demos, policy_of(), average_decay=0.25)
+            again.policy.load_state_dict(algorithm.policy.state_dict())
+            observed(again, rollout, FINAL)
+            again.generator.set_state(algorithm.generator.get_state())
         algorithm.update(rollout, iteration)
-        mean = [0.75 * m + 0.25 * p.detach() for m, p in zip(mean, algorithm.learner.parameters(), strict=True)]
-        for expected, found in zip(mean, algorithm.policy.network.parameters(), strict=True):
-            assert torch.allclose(found, expected, atol=1e-6)
-    assert any(not torch.allclose(m, p) for m, p in zip(mean, algorithm.learner.parameters(), strict=True))
-    again = algorithm_of(demos, policy_of(), average_decay=0.75)
-    again.load_state_dict(algorithm.state_dict())
-    for mine, theirs in zip(again.learner.parameters(), algorithm.learner.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+        for k in range(done, len(states)):
+            decay = min(0.25, (1 + k % 7) / (10 + k % 7))
+            mean = [decay * m + (1 - decay) * p for m, p in zip(mean, states[k], strict=True)]
+        done = len(states)
+        assert same(mean, weights(algorithm.policy.network))
+    peak = TRAIN["actor_lr"]
+    by_hand = [0, peak / 2, *(peak * (1 + np.cos(np.pi * k / 5)) / 2 for k in range(5))]
+    assert rates == pytest.approx(by_hand * 2)
+    for iteration in range(3):
+        again.update(rollout, iteration)
+    assert same(weights(again.policy), weights(algorithm.policy))
+
+
+def test_a_run_cut_in_a_round_goes_on(demos):
+    algorithm, rollout = algorithm_of(demos), experience()
+    observed(algorithm, rollout, FINAL)
+    for iteration in range(2):
+        algorithm.update(rollout, iteration)
+    again = algorithm_of(demos, policy_of())
+    again.policy.load_state_dict(algorithm.policy.state_dict())
+    again.load_state_dict(copy.deepcopy(algorithm.state_dict()))
+    again.generator.set_state(algorithm.generator.get_state())
+    for one in (algorithm, again):
+        one.update(None, 2)
+    assert not same(weights(again.learner), weights(again.policy.network))
+    assert same(weights(again.policy), weights(algorithm.policy)) and same(
+        weights(again.learner), weights(algorithm.learner)
+    )
 
 
 def test_the_start_that_explores():
@@ -164,13 +213,36 @@ def test_the_start_that_explores():
         policy_of(explore_start_std=-0.1)
 
 
+def test_one_start_for_several_steps_of_a_chunk():
+    """By hand: the rows of the start that count stand in the others' places, while exploring only."""
+    policy, usual = policy_of(start_std=0.3, explore_start_steps=1), policy_of(start_std=0.3)
+    obs = {"state": torch.zeros(17, 1, DO)}
+    noise = torch.randn(17, *policy.noise_shape, generator=torch.Generator().manual_seed(1))
+    repeated = noise.clone()
+    repeated[:, 0] = noise[:, 0, :1]
+    explored = policy.sample(obs, deterministic=False, noise=noise).trajectories
+    assert torch.equal(explored, usual.sample(obs, deterministic=False, noise=repeated).trajectories)
+    assert not torch.allclose(explored, usual.sample(obs, deterministic=False, noise=noise).trajectories)
+    best = policy.sample(obs, deterministic=True, noise=noise).trajectories
+    assert torch.equal(best, usual.sample(obs, deterministic=True, noise=noise).trajectories)
+    for wrong in (0, -1, TA + 1):
+        with pytest.raises(ValueError, match="explore_start_steps: expected a divisor of horizon_steps"):
+            policy_of(explore_start_steps=wrong)
+
+
 def test_what_succeeded_is_done(demos):
     """A bandit: a chunk succeeds if all of it lies within 0.15 of 0.5; from a wide start a few do, and from zero the policy then does, too."""
     policy = policy_of(explore_start_std=1.0)
-    algorithm = algorithm_of(demos, policy, n_envs=61, buffer_size=6000, batch_size=127, replay_ratio=20, demo_share=0)
+    schedule = {**SCHEDULE, "first_cycle_steps": 200}
+    algorithm = algorithm_of(
+        demos, policy, n_envs=61, buffer_size=6000, batch_size=127, n_explore_itr=2, n_learn_itr=1, n_batches=200, demo_share=0, actor_lr_scheduler=schedule
+    )  # fmt: skip
     obs, g, s = {"state": torch.zeros(61, 1, DO)}, torch.Generator().manual_seed(1), 5
     rates = []
     for iteration in range(12):
+        if not algorithm.collects(iteration):
+            algorithm.update(None, iteration)
+            continue
         noise = torch.randn(s, 61, *policy.noise_shape, generator=g)
         actions = torch.stack([algorithm.act(obs, row).trajectories for row in noise]).clamp(-1, 1)
         rewards = ((actions - 0.5).abs() < 0.15).all(dim=-1).all(dim=-1).float()
@@ -188,3 +260,6 @@ def test_settings_out_of_range(demos):
         algorithm_of(demos, demo_share=1.5)
     with pytest.raises(UsageError, match=r"train.average_decay: expected from 0 to below 1, found 1"):
         algorithm_of(demos, average_decay=1)
+    for key in ("n_explore_itr", "n_learn_itr", "n_batches"):
+        with pytest.raises(UsageError, match=f"train.{key}: expected at least 1, found 0"):
+            algorithm_of(demos, **{key: 0})

@@ -315,7 +315,7 @@ def test_calql_knows_the_returns_of_episodes_that_ended(offline):
 
 def test_calql_off_line_collects_nothing(offline):
     algorithm = algorithm_of("calql", policy_of("calql"), offline=offline, train_online=False)
-    assert not algorithm.collects
+    assert not algorithm.collects(0)
     metrics = algorithm.update(None, 0)
     assert {"loss/critic", "loss/actor", "loss/td", "loss/conservative"} <= metrics.keys()
     offline.returns = None
