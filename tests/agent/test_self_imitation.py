@@ -33,11 +33,11 @@ def demos(tmp_path) -> StitchedSequenceQLearningDataset:
     return StitchedSequenceQLearningDataset(tmp_path / "train.npz", TA)
 
 
-def policy_of(**more) -> RWRDiffusion:
+def policy_of(ta: int = TA, **more) -> RWRDiffusion:
     torch.manual_seed(0)
-    network = DiffusionMLP(DA, TA, DO, time_dim=8, mlp_dims=[31, 31, 31], residual_style=True)
+    network = DiffusionMLP(DA, ta, DO, time_dim=8, mlp_dims=[31, 31, 31], residual_style=True)
     settings = {"min_sampling_denoising_std": 0.0, "use_ddim": True, "ddim_steps": 5, "start_std": 0.0, **more}
-    return RWRDiffusion(network, horizon_steps=TA, obs_dim=DO, action_dim=DA, denoising_steps=20, **settings)
+    return RWRDiffusion(network, horizon_steps=ta, obs_dim=DO, action_dim=DA, denoising_steps=20, **settings)
 
 
 def algorithm_of(demos, policy=None, n_envs: int = 3, **train) -> SelfImitation:
@@ -215,19 +215,21 @@ def test_the_start_that_explores():
 
 def test_one_start_for_several_steps_of_a_chunk():
     """By hand: the rows of the start that count stand in the others' places, while exploring only."""
-    policy, usual = policy_of(start_std=0.3, explore_start_steps=1), policy_of(start_std=0.3)
+    policy, usual = policy_of(6, start_std=0.3, explore_start_steps=3), policy_of(6, start_std=0.3)
     obs = {"state": torch.zeros(17, 1, DO)}
     noise = torch.randn(17, *policy.noise_shape, generator=torch.Generator().manual_seed(1))
     repeated = noise.clone()
-    repeated[:, 0] = noise[:, 0, :1]
+    repeated[:, 0] = noise[:, 0, [0, 0, 2, 2, 4, 4]]
     explored = policy.sample(obs, deterministic=False, noise=noise).trajectories
     assert torch.equal(explored, usual.sample(obs, deterministic=False, noise=repeated).trajectories)
     assert not torch.allclose(explored, usual.sample(obs, deterministic=False, noise=noise).trajectories)
     best = policy.sample(obs, deterministic=True, noise=noise).trajectories
     assert torch.equal(best, usual.sample(obs, deterministic=True, noise=noise).trajectories)
-    for wrong in (0, -1, TA + 1):
-        with pytest.raises(ValueError, match="explore_start_steps: expected a divisor of horizon_steps"):
-            policy_of(explore_start_steps=wrong)
+    for wrong in (0, -1, 4, 12):
+        with pytest.raises(
+            ValueError, match="explore_start_steps: expected a divisor of horizon_steps = 6, or null, found"
+        ):
+            policy_of(6, explore_start_steps=wrong)
 
 
 def test_what_succeeded_is_done(demos):
