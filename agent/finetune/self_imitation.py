@@ -7,12 +7,13 @@ an episode's return decides. No gradient of a return and no value is estimated: 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agent.config import NUMBER
 from agent.dataset.transitions import StitchedSequenceQLearningDataset
@@ -23,6 +24,7 @@ from agent.finetune.replay import Transitions
 from agent.finetune.rollout import Rollout
 from env.protocol import NpObs
 from model.diffusion.actor_critic import follow
+from model.types import Obs, Sample
 
 
 class SelfImitation(WithDemonstrations, Replaying):
@@ -30,6 +32,9 @@ class SelfImitation(WithDemonstrations, Replaying):
 
     What explores does not change while it does: learning at once from what is collected, the policy comes to do what it does anyway, its
     experience narrows, and it forgets how to come back from where it no longer gets.
+
+    An environment's start goes on from chunk to chunk: ``z' = c z + sqrt(1 - c^2) e`` with ``c = start_correlation``, ``e`` standard normal, so that
+    it leaves the usual way for good instead of trembling about it (as Ornstein-Uhlenbeck noise does, Lillicrap et al., arXiv:1509.02971).
 
     A round's learning is one regression from the policy's weights: ``n_batches`` minibatches of the good episodes of all rounds so far, those whose
     undiscounted return reached ``min_return``, and of the demonstrations, a fraction ``demo_share`` of each. The learning rate's schedule counts
@@ -45,6 +50,7 @@ class SelfImitation(WithDemonstrations, Replaying):
     SETTINGS: ClassVar = {
         **Replaying.SETTINGS,
         "n_explore_itr": int,
+        "start_correlation": NUMBER,
         "n_learn_itr": int,
         "n_batches": int,
         "min_return": NUMBER,
@@ -68,9 +74,18 @@ class SelfImitation(WithDemonstrations, Replaying):
         for key in ("n_explore_itr", "n_learn_itr", "n_batches"):
             if train[key] < 1:
                 raise UsageError(f"train.{key}: expected at least 1, found {train[key]}")
+        if not 0 <= train["start_correlation"] <= 1:
+            raise UsageError(f"train.start_correlation: expected from 0 to 1, found {train['start_correlation']}")
+        self.start: Tensor | None = None  # (N, Ta, Da) of the chunk before, standard normal
         self.learner = copy.deepcopy(policy.network)
         self.good = np.zeros(0, np.int64)  # of the buffer, what is imitated in this iteration
         self.optimize("actor", self.learner.parameters())
+
+    def act(self, obs: Obs, noise: Tensor) -> Sample:
+        """Explore from starts that go on from the chunk before."""
+        c, fresh = self.train["start_correlation"], noise[:, 0]
+        self.start = fresh.clone() if self.start is None else c * self.start + math.sqrt(1 - c * c) * fresh
+        return super().act(obs, torch.cat([self.start[:, None], noise[:, 1:]], dim=1))
 
     def remember(self, at: np.ndarray) -> None:
         """How a running episode ends is not known."""
@@ -126,10 +141,11 @@ class SelfImitation(WithDemonstrations, Replaying):
         """Nothing: the schedule has counted the minibatches."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``Replaying``, and the weights that learn."""
-        return super().state_dict() | {"learner": self.learner.state_dict()}
+        """As ``Replaying``, the weights that learn and the last starts."""
+        return super().state_dict() | {"learner": self.learner.state_dict(), "start": self.start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
+        self.start = state["start"]

@@ -99,7 +99,9 @@ def test_small_files_that_mean_much():
         plain_data(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".", "it")
     for dims in ((-7, -11), (7, 13)):
         with pytest.raises(DatasetError, match="it: damaged"):
-            plain_data(pickle.dumps({"a": np.zeros((7, 11))}, 4).replace(b"K\x07K\x0b", pickle.dumps(dims, 4)[11:-3]), "it")
+            plain_data(
+                pickle.dumps({"a": np.zeros((7, 11))}, 4).replace(b"K\x07K\x0b", pickle.dumps(dims, 4)[11:-3]), "it"
+            )
 
 
 def test_every_cut_and_many_changes_are_errors_or_data():
