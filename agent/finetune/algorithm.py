@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from agent.agent import build
 from agent.config import PPO
 from agent.errors import UsageError
+from agent.finetune.experience import read_experience
 from agent.finetune.rollout import Rollout
+from env.normalizer import Normalizer
 from env.protocol import NpObs
 from model.types import Obs, Sample
 
@@ -66,9 +68,10 @@ class Algorithm(ABC):
 
 
 def make_algorithm(
-    cfg: DictConfig, policy: nn.Module, train: Mapping[str, Any], generator: torch.Generator
+    cfg: DictConfig, policy: nn.Module, train: Mapping[str, Any], generator: torch.Generator, normalizer: Normalizer
 ) -> Algorithm:
-    """The one that ``train.algorithm`` names, with the transitions of ``offline_dataset`` if it learns from any.
+    """The one that ``train.algorithm`` names, with the transitions of ``offline_dataset`` and the chunks of ``train.experience_path`` if it learns
+    from any.
 
     Raises:
         UsageError: it and the rest of the configuration do not go together.
@@ -84,6 +87,11 @@ def make_algorithm(
             raise UsageError(f"offline_dataset: {kind.__name__} also learns from demonstrations; give their section")
         extra["offline"] = build(cfg.offline_dataset, device=str(generator.device))
         extra["offline"].check(cfg.obs_dim, cfg.action_dim)
+    if "experience" in inspect.signature(kind).parameters and train["experience_path"] is not None:
+        chunk = (cfg.horizon_steps, cfg.action_dim)
+        extra["experience"] = read_experience(
+            train["experience_path"], train["min_return"], normalizer, chunk, generator.device
+        )
     return kind(policy, train, cfg.env.n_envs, generator, **extra)
 
 

@@ -77,7 +77,7 @@ class FinetuneAgent:
         self.venv = make_vector_env(env_cfg, self.normalizer)
         self.eval_env = make_vector_env({**env_cfg, "render": False}, self.normalizer)
         check_memory(self.policy, self.venv, cfg.train.n_steps, self.train, self._chain_shape())
-        self.algorithm = make_algorithm(cfg, self.policy, self.train, self.generator)
+        self.algorithm = make_algorithm(cfg, self.policy, self.train, self.generator, self.normalizer)
         decay = read(cfg, "ema.decay", None)
         self.ema = None if decay is None else EMA(self.policy, decay)
         self.tracker = EpisodeTracker.start(cfg.env.n_envs)

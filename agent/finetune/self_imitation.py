@@ -7,6 +7,7 @@ an episode's return decides. No gradient of a return and no value is estimated: 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -15,16 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agent.config import NUMBER
+from agent.config import NUMBER, optional
 from agent.dataset.transitions import StitchedSequenceQLearningDataset
 from agent.errors import UsageError
 from agent.finetune.demonstrations import WithDemonstrations
+from agent.finetune.experience import Experience
 from agent.finetune.off_policy import Replaying
-from agent.finetune.replay import Transitions
+from agent.finetune.replay import Transitions, mixed
 from agent.finetune.rollout import Rollout
 from env.protocol import NpObs
 from model.diffusion.actor_critic import follow
 from model.types import Obs, Sample
+
+log = logging.getLogger(__name__)
 
 
 class SelfImitation(WithDemonstrations, Replaying):
@@ -36,10 +40,11 @@ class SelfImitation(WithDemonstrations, Replaying):
     An environment's start goes on from chunk to chunk: ``z' = c z + sqrt(1 - c^2) e`` with ``c = start_correlation``, ``e`` standard normal, so that
     it leaves the usual way for good instead of trembling about it (as Ornstein-Uhlenbeck noise does, Lillicrap et al., arXiv:1509.02971).
 
-    A round's learning is one regression from the policy's weights: ``n_batches`` minibatches of the good episodes of all rounds so far, those whose
-    undiscounted return reached ``min_return``, and of the demonstrations, a fraction ``demo_share`` of each. The learning rate's schedule counts
-    minibatches. The policy has the weights' average over them (``average_decay``, less at first, as after pre-training): it is what is evaluated
-    and saved. The weights themselves, ``learner``, are the algorithm's. Without a good episode a round learns nothing.
+    A round's learning is one regression from the policy's weights: ``n_batches`` minibatches of the good episodes of all rounds so far, whose
+    undiscounted return reached ``min_return``, of those of the run ``experience_path``, and of the demonstrations, a fraction ``demo_share`` of each.
+    The learning rate's schedule counts minibatches. The policy has the weights' average over them (``average_decay``, less at first, as after
+    pre-training): it is what is evaluated and saved. The weights themselves, ``learner``, are the algorithm's. Without a good episode a round learns
+    nothing.
 
     Raises:
         UsageError: a setting is out of range.
@@ -52,6 +57,7 @@ class SelfImitation(WithDemonstrations, Replaying):
         "n_explore_itr": int,
         "start_correlation": NUMBER,
         "n_learn_itr": int,
+        "experience_path": optional(str),
         "n_batches": int,
         "min_return": NUMBER,
         "demo_share": NUMBER,
@@ -65,6 +71,7 @@ class SelfImitation(WithDemonstrations, Replaying):
         n_envs: int,
         generator: torch.Generator,
         offline: StitchedSequenceQLearningDataset,
+        experience: Experience | None = None,
     ) -> None:
         super().__init__(policy, train, n_envs, generator, offline)
         if not 0 <= train["demo_share"] <= 1:
@@ -72,10 +79,19 @@ class SelfImitation(WithDemonstrations, Replaying):
         if not 0 <= train["average_decay"] < 1:
             raise UsageError(f"train.average_decay: expected from 0 to below 1, found {train['average_decay']}")
         for key in ("n_explore_itr", "n_learn_itr", "n_batches"):
-            if train[key] < 1:
-                raise UsageError(f"train.{key}: expected at least 1, found {train[key]}")
+            least = 0 if key == "n_explore_itr" and experience is not None else 1
+            if train[key] < least:
+                raise UsageError(f"train.{key}: expected at least {least}, found {train[key]}")
         if not 0 <= train["start_correlation"] <= 1:
             raise UsageError(f"train.start_correlation: expected from 0 to 1, found {train['start_correlation']}")
+        self.experience = experience
+        if experience is not None:
+            log.info(
+                "experience: %d chunks of %d good episodes of %d",
+                len(experience.actions),
+                experience.episodes,
+                experience.seen,
+            )
         self.start: Tensor | None = None  # (N, Ta, Da) of the chunk before, standard normal
         self.learner = copy.deepcopy(policy.network)
         self.good = np.zeros(0, np.int64)  # of the buffer, what is imitated in this iteration
@@ -101,14 +117,27 @@ class SelfImitation(WithDemonstrations, Replaying):
 
     def imitated(self) -> np.ndarray:
         """Where the chunks of the good episodes are."""
+        if self.replay is None:
+            return np.zeros(0, np.int64)
         arrays = self.replay.arrays
         return np.flatnonzero(arrays["usable"] & (arrays["episode_returns"] >= self.train["min_return"]))
 
     def own(self, n: int) -> Transitions:
-        """``n`` chunks of the good episodes."""
-        g = self.generator
-        drawn = torch.randint(len(self.good), (n,), generator=g, device=g.device).cpu().numpy()
-        return self.replay.gather(self.good[drawn], self.train["gamma"])
+        """``n`` chunks of the good episodes, its own and the other run's alike."""
+        g, given = self.generator, self.n_given
+        drawn = torch.randint(given + len(self.good), (n,), generator=g, device=g.device)
+        mine = drawn[drawn >= given].cpu().numpy() - given
+        parts = [self.replay.gather(self.good[mine], self.train["gamma"])] if len(mine) else []
+        if len(mine) < n:
+            obs, actions = self.experience.at(drawn[drawn < given])
+            none = torch.zeros(len(actions), device=actions.device)
+            parts.append(Transitions(obs, actions, none, none, obs))
+        return mixed(*parts) if len(parts) == 2 else parts[0]
+
+    @property
+    def n_given(self) -> int:
+        """Chunks of the other run's."""
+        return 0 if self.experience is None else len(self.experience.actions)
 
     def collects(self, iteration: int) -> bool:
         """In the first iterations of a round."""
@@ -124,11 +153,12 @@ class SelfImitation(WithDemonstrations, Replaying):
         if at == 0:
             self.learner.load_state_dict(self.policy.network.state_dict())
             self.optimizers["actor"].state.clear()
-        if at >= 0 and len(self.good):
+        n_good = self.n_given + len(self.good)
+        if at >= 0 and n_good:
             first, end = (train["n_batches"] * i // train["n_learn_itr"] for i in (at, at + 1))
             for k in range(first, end):
                 self._learn(min(train["average_decay"], (1 + k) / (10 + k)))
-        return {"imitated_chunks": float(len(self.good))}
+        return {"imitated_chunks": float(n_good)}
 
     def _learn(self, decay: float) -> None:
         batch = self.from_both(round(self.train["demo_share"] * self.train["batch_size"]))

@@ -85,6 +85,10 @@ class DSRLDiffusion(Steered):
         obs = self.encode(obs)
         return self._acted(obs, self.once(self.prepare_noise(obs, noise, None)[0]).clamp(-self.bound, self.bound))
 
+    def executed(self, obs: Obs, start: Tensor) -> Tensor:
+        """The chunk ``(B, Ta, Da)`` that follows from the start ``(B, Ta, Da)`` that a replay buffer kept."""
+        return self.denoise(self.encode(obs), self.once(start))
+
     def _acted(self, obs: Obs, start: Tensor) -> Sample:
         return Sample(self.denoise(obs, start), self.whole(start)[:, None])
 

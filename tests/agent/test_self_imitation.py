@@ -19,7 +19,7 @@ SCHEDULE = {"first_cycle_steps": 7, "warmup_steps": 2, "min_lr": 0.0}
 TRAIN = {
     "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "gamma": 0.9,
     "max_grad_norm": None, "n_explore_itr": 1, "n_learn_itr": 2, "n_batches": 7, "start_correlation": 0.0, "min_return": 1.0, "demo_share": 0.25,
-    "average_decay": 0.5,
+    "average_decay": 0.5, "experience_path": None,
 }  # fmt: skip
 
 
