@@ -10,6 +10,7 @@ import torch
 
 from agent.dataset.transitions import StitchedSequenceQLearningDataset
 from agent.errors import UsageError
+from agent.finetune.experience import Experience
 from agent.finetune.self_imitation import SelfImitation
 from model.diffusion.diffusion_rwr import RWRDiffusion
 from model.diffusion.mlp_diffusion import DiffusionMLP
@@ -57,23 +58,23 @@ FINAL = np.asarray(STATES) + 0.5
 GOOD = {3.0, 4.0, 11.0, 12.0, 13.0, 23.0, 24.0}
 
 
-def experience():
+def successes():
     actions = torch.as_tensor(STATES, dtype=torch.float32)[..., None, None].expand(4, 3, TA, DA) / 100
     return rollout_of(STATES, REWARDS, TERMINATED, TRUNCATED, actions, VALID)
 
 
 def test_only_whole_episodes_that_reached_the_return_are_imitated(demos):
     algorithm = algorithm_of(demos)
-    observed(algorithm, experience(), FINAL)
+    observed(algorithm, successes(), FINAL)
     arrays = algorithm.replay.arrays
     assert set(arrays["obs.state"][algorithm.imitated()].ravel().tolist()) == GOOD
     assert len(algorithm.imitated()) == len(GOOD)
-    assert algorithm.update(experience(), 0)["imitated_chunks"] == len(GOOD)
+    assert algorithm.update(successes(), 0)["imitated_chunks"] == len(GOOD)
 
 
 def test_an_episode_that_time_ended_counts_too(demos):
     algorithm = algorithm_of(demos, min_return=0.8)
-    observed(algorithm, experience(), FINAL)
+    observed(algorithm, successes(), FINAL)
     states = algorithm.replay.arrays["obs.state"][algorithm.imitated()]
     assert set(states.ravel().tolist()) == GOOD | {1.0, 2.0}
 
@@ -81,7 +82,7 @@ def test_an_episode_that_time_ended_counts_too(demos):
 def test_minibatches_are_of_good_chunks_and_demonstrations(demos, monkeypatch):
     policy, seen = policy_of(), []
     algorithm = algorithm_of(demos, policy)
-    rollout = experience()
+    rollout = successes()
     observed(algorithm, rollout, FINAL)
     errors = policy.regression_errors
     monkeypatch.setattr(
@@ -100,10 +101,29 @@ def test_minibatches_are_of_good_chunks_and_demonstrations(demos, monkeypatch):
     assert set(states[~theirs].tolist()) == GOOD
 
 
+def test_another_runs_chunks_are_drawn_alike(demos):
+    """A third of the good chunks are the other run's; without own experience all are, and nothing need be collected."""
+    given = Experience({"state": torch.full((4, 1, DO), 77.0)}, torch.full((4, TA, DA), 0.7), 1, 1)
+    generator, few = torch.Generator().manual_seed(0), len(GOOD)
+    both = SelfImitation(policy_of(), {**TRAIN, "demo_share": 0}, 3, generator, demos, given)
+    observed(both, successes(), FINAL)
+    both.good = both.imitated()
+    batch = both.own(6007)
+    theirs = batch.obs["state"].flatten() == 77
+    assert abs(int(theirs.sum()) / 6007 - 4 / (4 + few)) < 0.02
+    assert torch.allclose(batch.actions[theirs], torch.tensor(0.7))
+    mine = batch.obs["state"].flatten()[~theirs]
+    assert set(mine.tolist()) == GOOD and torch.allclose(batch.actions[~theirs].flatten(1)[:, 0], mine / 100)
+    alone = SelfImitation(policy_of(), {**TRAIN, "n_explore_itr": 0}, 3, generator, demos, given)
+    before = weights(alone.policy)
+    assert not alone.collects(0) and alone.update(None, 0)["imitated_chunks"] == 4
+    assert not same(before, weights(alone.policy))
+
+
 @pytest.mark.parametrize(("share", "of_demos"), [(0.0, 0), (1.0, 41)])
 def test_without_the_one_or_the_other(demos, share, of_demos):
     algorithm = algorithm_of(demos, demo_share=share)
-    observed(algorithm, experience(), FINAL)
+    observed(algorithm, successes(), FINAL)
     algorithm.good = algorithm.imitated()
     batch = algorithm.from_both(round(share * 41))
     assert len(batch.actions) == 41 and int((batch.obs["state"] == -0.5).sum()) == of_demos
@@ -112,7 +132,7 @@ def test_without_the_one_or_the_other(demos, share, of_demos):
 def test_what_is_overwritten_is_forgotten(demos):
     """The ring is so short that the second rollout, in which nobody ends an episode, takes the place of the first."""
     algorithm = algorithm_of(demos, buffer_size=12)
-    observed(algorithm, experience(), FINAL)
+    observed(algorithm, successes(), FINAL)
     again = rollout_of(np.full((6, 3), 7.0), np.ones((6, 3)), np.zeros((6, 3)), np.zeros((6, 3)))
     observed(algorithm, again, np.full((6, 3), 7.0))
     assert len(algorithm.imitated()) == 0
@@ -128,7 +148,7 @@ def same(first, second) -> bool:
 
 def test_a_round_collects_first(demos):
     algorithm = algorithm_of(demos, n_explore_itr=2, n_learn_itr=3)
-    rollout, moved = experience(), []
+    rollout, moved = successes(), []
     observed(algorithm, rollout, FINAL)
     for iteration in range(10):
         before = weights(algorithm.policy)
@@ -140,7 +160,7 @@ def test_a_round_collects_first(demos):
 
 def test_nothing_is_learned_before_a_success(demos):
     algorithm = algorithm_of(demos, min_return=1.5)
-    before, rollout = weights(algorithm.policy), experience()
+    before, rollout = weights(algorithm.policy), successes()
     observed(algorithm, rollout, FINAL)
     for iteration in range(3):
         assert algorithm.update(rollout, iteration)["imitated_chunks"] == 0
@@ -151,7 +171,7 @@ def test_a_round_is_one_regression_from_the_policy(demos, monkeypatch):
     """By hand from the weights after each minibatch: two rounds, in both the average grows older at first, the rate rises and falls to zero, and
     the weights begin as the average of the round before. The second round, told apart by nothing but the policy, is that of a new algorithm."""
     algorithm = algorithm_of(demos, average_decay=0.25)
-    rollout, rates, states = experience(), [], []
+    rollout, rates, states = successes(), [], []
     observed(algorithm, rollout, FINAL)
     step = algorithm.step
 
@@ -185,7 +205,7 @@ def test_a_round_is_one_regression_from_the_policy(demos, monkeypatch):
 
 
 def test_a_run_cut_in_a_round_goes_on(demos):
-    algorithm, rollout = algorithm_of(demos), experience()
+    algorithm, rollout = algorithm_of(demos), successes()
     observed(algorithm, rollout, FINAL)
     for iteration in range(2):
         algorithm.update(rollout, iteration)

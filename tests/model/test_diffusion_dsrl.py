@@ -56,6 +56,7 @@ def test_a_chunk_is_what_the_frozen_policy_makes_of_the_drawn_start(ts):
         sample = p.sample(obs, deterministic, noise)
         torch.testing.assert_close(sample.chains, start[:, None])
         torch.testing.assert_close(sample.trajectories, denoised(p, obs, start))
+        torch.testing.assert_close(p.executed(obs, sample.chains[:, -1]), sample.trajectories)
 
 
 def test_at_first_it_acts_as_the_policy_was_trained_within_the_bound():

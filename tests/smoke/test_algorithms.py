@@ -152,6 +152,25 @@ def test_self_imitation(base, data, tmp_path):
     assert EvalAgent(evaluation).run()["returns"] == result["after"]["returns"]
 
 
+def test_a_steered_policy_is_distilled(base, data, tmp_path):
+    """DSRL, and then self-imitation that collects nothing: all whole episodes of the two iterations, two of eight chunks in each world."""
+    steered = [
+        "model.ddim_steps=5",
+        "model.actor.mlp_dims=[31,31,31]", "train.buffer_size=900", "train.n_explore_steps=3", "train.n_critic_warmup_updates=2", "train.n_train_itr=2",
+        "train.critic_replay_ratio=31", "train.actor_replay_ratio=31", "env.max_episode_steps=16",
+    ]  # fmt: skip
+    finetune("quickstart_dsrl", base, tmp_path / "dsrl", *COMMON, *steered)
+    latest = tmp_path / "dsrl" / "checkpoint" / "latest.pt"
+    distil = [
+        *COMMON, f"data_root={data}", "model.network.mlp_dims=[31,31,31]", "model.start_std=0", "train.n_explore_itr=0", "train.n_learn_itr=2",
+        "train.n_batches=5", "train.min_return=-1000", "env.max_episode_steps=16", "train.actor_lr_scheduler.warmup_steps=1", "train.n_train_itr=2",
+        f"train.experience_path={latest}",
+    ]  # fmt: skip
+    result = finetune("quickstart_self_imitation", base, tmp_path / "distilled", *distil)
+    assert [line["imitated_chunks"] for line in rows(tmp_path / "distilled")[1:]] == [7 * 2 * 8] * 2
+    assert result["env_steps"] == 0 and result["before"]["returns"] != result["after"]["returns"]
+
+
 def test_without_its_replay_buffer_a_run_is_not_resumed(base, tmp_path):
     leaf, more = "ft_dql_diffusion_mlp", settings("dql")
     result = finetune(leaf, base, tmp_path / "run", *more, "train.n_train_itr=2")
