@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if payload.get("ema") is not None and not _is_state_dict(payload["ema"]):
         raise CheckpointError(f"{path}: 'ema': expected weights by name, found {type(payload['ema']).__name__}")
     if is_published(payload):
-        return {**payload, "kind": "pretrain" if _is_pretrained(payload["model"]) else "finetune"}
+        return {**payload, "kind": "pretrain" if is_network(payload["model"]) else "finetune"}
     version = payload.get("format_version", 0)
     if payload["format"] != FORMAT or payload.get("kind") not in KINDS or not isinstance(version, int):
         raise CheckpointError(
@@ -307,7 +307,8 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _is_pretrained(state: Mapping[str, torch.Tensor]) -> bool:
+def is_network(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether these are the weights of a network alone: a pre-trained policy's, or one's that was tuned as a whole without a critic."""
     return all(key.startswith("network.") for key in state)
 
 

@@ -116,7 +116,12 @@ def test_every_package_that_is_imported_is_a_requirement():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
     names = {r.split(">")[0].split("=")[0].split("[")[0].strip().lower() for r in wanted}
-    known_as = {"franky-control": "franky", "hydra-core": "hydra", "imageio-ffmpeg": "imageio_ffmpeg", "panda-python": "panda_py"}
+    known_as = {
+        "franky-control": "franky",
+        "hydra-core": "hydra",
+        "imageio-ffmpeg": "imageio_ffmpeg",
+        "panda-python": "panda_py",
+    }
     known_as |= {"pillow": "PIL", "scikit-learn": "sklearn", "umap-learn": "umap"}
     known = (
         {known_as.get(n, n.replace("-", "_")) for n in names}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from agent.agent import build
 from agent.config import PPO
 from agent.errors import UsageError
-from agent.finetune.experience import read_experience
+from agent.finetune.experience import gather_experience
 from agent.finetune.rollout import Rollout
 from env.normalizer import Normalizer
 from env.protocol import NpObs
@@ -89,7 +89,7 @@ def make_algorithm(
         extra["offline"].check(cfg.obs_dim, cfg.action_dim)
     if "experience" in inspect.signature(kind).parameters and train["experience_path"] is not None:
         chunk = (cfg.horizon_steps, cfg.action_dim)
-        extra["experience"] = read_experience(
+        extra["experience"] = gather_experience(
             train["experience_path"], train["min_return"], normalizer, chunk, generator.device
         )
     return kind(policy, train, cfg.env.n_envs, generator, **extra)

@@ -7,7 +7,7 @@ chooses). Its successes are demonstrations (RLDG, Xu et al. 2024, arXiv:2412.098
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +75,23 @@ def read_experience(
     pick = lambda x: torch.cat([x[env, rows] for env, rows in good]).to(device)  # noqa: E731
     obs = {name[4:]: pick(x) for name, x in arrays.items() if name.startswith("obs.")}
     return Experience(obs, _executed(policy, obs, pick(arrays["actions"])), len(good), len(found))
+
+
+def gather_experience(
+    paths: str | Sequence[str],
+    min_return: float,
+    normalizer: Normalizer,
+    chunk_shape: tuple[int, int],
+    device: torch.device | str = "cpu",
+) -> Experience:
+    """``read_experience`` of one run or of several."""
+    runs = [
+        read_experience(path, min_return, normalizer, chunk_shape, device)
+        for path in ([paths] if isinstance(paths, str) else paths)
+    ]
+    obs = {key: torch.cat([run.obs[key] for run in runs]) for key in runs[0].obs}
+    actions = torch.cat([run.actions for run in runs])
+    return Experience(obs, actions, sum(run.episodes for run in runs), sum(run.seen for run in runs))
 
 
 def _check(

@@ -165,14 +165,16 @@ class FinetuneAgent:
         )
 
     def _load_base(self, payload: dict[str, Any]) -> None:
-        """Weights to start from: of a pre-trained policy, all of a fine-tuned one, or none (``base_policy_path=scratch``)."""
+        """Weights to start from: of a pre-trained policy or one that was tuned by regression, all of another fine-tuned one, or none
+        (``base_policy_path=scratch``)."""
         if not payload:
             return
-        if payload.get("kind") == "finetune":
-            strict_load(self.policy, checkpoint.weights(payload), str(self.base_path))
+        weights = checkpoint.weights(payload)
+        if payload.get("kind") == "finetune" and not checkpoint.is_network(weights):
+            strict_load(self.policy, weights, str(self.base_path))
         else:
             try:
-                self.policy.load_base(checkpoint.weights(payload))
+                self.policy.load_base(weights)
                 self.base = getattr(self.policy, "untuned", lambda: self.policy)()
             except ValueError as error:
                 raise CheckpointError(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agent.config import NUMBER, optional
 from agent.dataset.transitions import StitchedSequenceQLearningDataset
@@ -26,7 +25,6 @@ from agent.finetune.replay import Transitions, mixed
 from agent.finetune.rollout import Rollout
 from env.protocol import NpObs
 from model.diffusion.actor_critic import follow
-from model.types import Obs, Sample
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +35,8 @@ class SelfImitation(WithDemonstrations, Replaying):
     What explores does not change while it does: learning at once from what is collected, the policy comes to do what it does anyway, its
     experience narrows, and it forgets how to come back from where it no longer gets.
 
-    An environment's start goes on from chunk to chunk: ``z' = c z + sqrt(1 - c^2) e`` with ``c = start_correlation``, ``e`` standard normal, so that
-    it leaves the usual way for good instead of trembling about it (as Ornstein-Uhlenbeck noise does, Lillicrap et al., arXiv:1509.02971).
-
     A round's learning is one regression from the policy's weights: ``n_batches`` minibatches of the good episodes of all rounds so far, whose
-    undiscounted return reached ``min_return``, of those of the run ``experience_path``, and of the demonstrations, a fraction ``demo_share`` of each.
+    undiscounted return reached ``min_return``, of those of the runs ``experience_path``, and of the demonstrations, a fraction ``demo_share`` of each.
     The learning rate's schedule counts minibatches. The policy has the weights' average over them (``average_decay``, less at first, as after
     pre-training): it is what is evaluated and saved. The weights themselves, ``learner``, are the algorithm's. Without a good episode a round learns
     nothing.
@@ -55,9 +50,8 @@ class SelfImitation(WithDemonstrations, Replaying):
     SETTINGS: ClassVar = {
         **Replaying.SETTINGS,
         "n_explore_itr": int,
-        "start_correlation": NUMBER,
         "n_learn_itr": int,
-        "experience_path": optional(str),
+        "experience_path": optional((str, list)),
         "n_batches": int,
         "min_return": NUMBER,
         "demo_share": NUMBER,
@@ -74,34 +68,15 @@ class SelfImitation(WithDemonstrations, Replaying):
         experience: Experience | None = None,
     ) -> None:
         super().__init__(policy, train, n_envs, generator, offline)
-        if not 0 <= train["demo_share"] <= 1:
-            raise UsageError(f"train.demo_share: expected a fraction from 0 to 1, found {train['demo_share']}")
-        if not 0 <= train["average_decay"] < 1:
-            raise UsageError(f"train.average_decay: expected from 0 to below 1, found {train['average_decay']}")
-        for key in ("n_explore_itr", "n_learn_itr", "n_batches"):
-            least = 0 if key == "n_explore_itr" and experience is not None else 1
-            if train[key] < least:
-                raise UsageError(f"train.{key}: expected at least {least}, found {train[key]}")
-        if not 0 <= train["start_correlation"] <= 1:
-            raise UsageError(f"train.start_correlation: expected from 0 to 1, found {train['start_correlation']}")
+        _check(train, experience is not None)
         self.experience = experience
         if experience is not None:
             log.info(
-                "experience: %d chunks of %d good episodes of %d",
-                len(experience.actions),
-                experience.episodes,
-                experience.seen,
+                "experience: %d chunks of %d good episodes of %d", self.n_given, experience.episodes, experience.seen
             )
-        self.start: Tensor | None = None  # (N, Ta, Da) of the chunk before, standard normal
         self.learner = copy.deepcopy(policy.network)
         self.good = np.zeros(0, np.int64)  # of the buffer, what is imitated in this iteration
         self.optimize("actor", self.learner.parameters())
-
-    def act(self, obs: Obs, noise: Tensor) -> Sample:
-        """Explore from starts that go on from the chunk before."""
-        c, fresh = self.train["start_correlation"], noise[:, 0]
-        self.start = fresh.clone() if self.start is None else c * self.start + math.sqrt(1 - c * c) * fresh
-        return super().act(obs, torch.cat([self.start[:, None], noise[:, 1:]], dim=1))
 
     def remember(self, at: np.ndarray) -> None:
         """How a running episode ends is not known."""
@@ -171,11 +146,25 @@ class SelfImitation(WithDemonstrations, Replaying):
         """Nothing: the schedule has counted the minibatches."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``Replaying``, the weights that learn and the last starts."""
-        return super().state_dict() | {"learner": self.learner.state_dict(), "start": self.start}
+        """As ``Replaying``, and the weights that learn."""
+        return super().state_dict() | {"learner": self.learner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
-        self.start = state["start"]
+
+
+def _check(train: Mapping[str, Any], given: bool) -> None:
+    """Raise ``UsageError`` unless the settings are in range; ``given``: there is another run's experience, so that none need be collected."""
+    if not 0 <= train["demo_share"] <= 1:
+        raise UsageError(f"train.demo_share: expected a fraction from 0 to 1, found {train['demo_share']}")
+    if not 0 <= train["average_decay"] < 1:
+        raise UsageError(f"train.average_decay: expected from 0 to below 1, found {train['average_decay']}")
+    for key in ("n_learn_itr", "n_batches"):
+        if train[key] < 1:
+            raise UsageError(f"train.{key}: expected at least 1, found {train[key]}")
+    if train["n_explore_itr"] < (0 if given else 1):
+        raise UsageError(
+            f"train.n_explore_itr: expected at least 1, or 0 with train.experience_path, found {train['n_explore_itr']}"
+        )

@@ -9,7 +9,7 @@ import torch
 from agent import checkpoint
 from agent.errors import CheckpointError, UsageError
 from agent.finetune import experience
-from agent.finetune.experience import read_experience
+from agent.finetune.experience import gather_experience, read_experience
 from env.normalizer import Normalizer
 from tests.agent.test_diffusion_rl import DA, DO, TA, observed, rollout_of
 from tests.agent.test_self_imitation import FINAL, GOOD, algorithm_of, demos, policy_of, successes
@@ -46,6 +46,15 @@ def test_chunks_of_good_episodes_as_they_were_executed(payload):
     assert (found.episodes, found.seen) == (3, 4)  # of the unstable one nothing is left
     obs, actions = found.at(torch.tensor([2, 0]))
     assert torch.equal(obs["state"], found.obs["state"][[2, 0]]) and torch.equal(actions, found.actions[[2, 0]])
+
+
+def test_of_several_runs(payload):
+    both, one = (
+        gather_experience(["a", "b"], 1.0, NORMALIZER, (TA, DA)),
+        gather_experience("a", 1.0, NORMALIZER, (TA, DA)),
+    )
+    assert torch.equal(both.actions, one.actions.repeat(2, 1, 1)) and both.episodes == 2 * one.episodes
+    assert torch.equal(both.obs["state"], one.obs["state"].repeat(2, 1, 1)) and both.seen == 2 * one.seen
 
 
 def test_the_return_is_of_unscaled_rewards(payload):

@@ -19,7 +19,7 @@ from tests.agent.test_diffusion_rl import DA, DO, TA, observed, rollout_of
 SCHEDULE = {"first_cycle_steps": 7, "warmup_steps": 2, "min_lr": 0.0}
 TRAIN = {
     "actor_lr": 3e-3, "actor_weight_decay": 0, "actor_lr_scheduler": SCHEDULE, "buffer_size": 300, "batch_size": 41, "gamma": 0.9,
-    "max_grad_norm": None, "n_explore_itr": 1, "n_learn_itr": 2, "n_batches": 7, "start_correlation": 0.0, "min_return": 1.0, "demo_share": 0.25,
+    "max_grad_norm": None, "n_explore_itr": 1, "n_learn_itr": 2, "n_batches": 7, "min_return": 1.0, "demo_share": 0.25,
     "average_decay": 0.5, "experience_path": None,
 }  # fmt: skip
 
@@ -253,23 +253,6 @@ def test_one_start_for_several_steps_of_a_chunk():
             policy_of(6, explore_start_steps=wrong)
 
 
-def test_starts_go_on_from_chunk_to_chunk(demos):
-    """By hand from three draws; a run that is cut goes on from the last start; the noise of the steps is left alone."""
-    settings = {"use_ddim": False, "ddim_steps": None, "start_std": 0.3, "min_sampling_denoising_std": 0.2}
-    policy, obs = policy_of(**settings), {"state": torch.zeros(3, 1, DO)}
-    algorithm = algorithm_of(demos, policy, start_correlation=0.6)
-    noise = torch.randn(3, 3, *policy.noise_shape, generator=torch.Generator().manual_seed(1))
-    start = noise[0, :, 0]
-    for k in range(3):
-        start = 0.6 * start + 0.8 * noise[k, :, 0] if k else start
-        by_hand = torch.cat([start[:, None], noise[k, :, 1:]], dim=1)
-        expected = policy.sample(obs, deterministic=False, noise=by_hand).trajectories
-        assert torch.allclose(algorithm.act(obs, noise[k]).trajectories, expected, atol=1e-6)
-        again = algorithm_of(demos, policy, start_correlation=0.6)
-        again.load_state_dict(copy.deepcopy(algorithm.state_dict()))
-        algorithm = again
-
-
 def test_what_succeeded_is_done(demos):
     """A bandit: a chunk succeeds if all of it lies within 0.15 of 0.5; from a wide start a few do, and from zero the policy then does, too."""
     policy = policy_of(explore_start_std=1.0)
@@ -300,8 +283,6 @@ def test_settings_out_of_range(demos):
         algorithm_of(demos, demo_share=1.5)
     with pytest.raises(UsageError, match=r"train.average_decay: expected from 0 to below 1, found 1"):
         algorithm_of(demos, average_decay=1)
-    with pytest.raises(UsageError, match=r"train.start_correlation: expected from 0 to 1, found -0.1"):
-        algorithm_of(demos, start_correlation=-0.1)
     for key in ("n_explore_itr", "n_learn_itr", "n_batches"):
-        with pytest.raises(UsageError, match=f"train.{key}: expected at least 1, found 0"):
+        with pytest.raises(UsageError, match=f"train.{key}: expected at least 1.*found 0"):
             algorithm_of(demos, **{key: 0})

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("lift", "can", "square", "transport")
 BODIES = ("hopper", "walker2d", "halfcheetah")
 AVOID = ("avoid_m1", "avoid_m2", "avoid_m3")
-FURNITURE = tuple(f"{name}_{randomness}" for name in ("one_leg", "lamp", "round_table") for randomness in ("low", "med"))
+FURNITURE = tuple(
+    f"{name}_{randomness}" for name in ("one_leg", "lamp", "round_table") for randomness in ("low", "med")
+)
 POLICIES = ("diffusion_mlp", "diffusion_unet", "gaussian_mlp")  # of Furniture-Bench
 register_resolvers()
 
@@ -162,7 +164,10 @@ PUBLISHED = {  # repository/stage/task/config
     re.sub(r"/[a-z0-9]+/", "/", row, count=1): flat
     for row, flat in published().items()
     if "/furniture/" in row
-    or re.fullmatch(r"(pre_diffusion_mlp(_dispersive)?|ft_ppo_diffusion_mlp|eval_diffusion_mlp)(_img)?|ppo_diffusion_mlp", row.split("/")[-1])
+    or re.fullmatch(
+        r"(pre_diffusion_mlp(_dispersive)?|ft_ppo_diffusion_mlp|eval_diffusion_mlp)(_img)?|ppo_diffusion_mlp",
+        row.split("/")[-1],
+    )
 }
 
 
