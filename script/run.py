@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Before torch: its threads must sleep while simulations use the cores. Pre-training has none, and there they must not: two threads were no
-# faster than one (3 x 512, batch 256, two cores: 4.7 s per epoch, and 2.9 s with threads that wait awake).
-if not re.search(r"(--config-dir|-cd)[ =]\S*\bpretrain\b", " ".join(sys.argv[1:])):
+# Before torch: its threads must sleep while simulations use the cores. Pre-training has none, nor has a leaf that distils, and there they must
+# not: two threads were no faster than one (3 x 512, batch 256, two cores: 4.7 s per epoch, and 2.9 s with threads that wait awake).
+if not re.search(r"(--config-dir|-cd)[ =]\S*\bpretrain\b|(--config-name|-cn)[ =]\S*_distil\b", " ".join(sys.argv[1:])):
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parent.parent
 CFG = ROOT / "cfg"
