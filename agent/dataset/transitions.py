@@ -8,14 +8,17 @@ next observation, and is left out. Arrays that the file has uncompressed stay in
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agent.dataset.demos import read_demos
+from agent.dataset.normalization import existing, load_normalizer
 from agent.errors import DatasetError
 from agent.finetune.replay import Transitions
+from env.normalizer import Normalizer
 from env.npz import NpzFile
 
 
@@ -92,6 +95,22 @@ class StitchedSequenceQLearningDataset:
                 raise DatasetError(
                     f"{self.path}: expected {key}={expected} as configured, found {found} columns. The file belongs to another task: "
                     "give the right offline_dataset_path"
+                )
+
+    def check_normalizer(self, normalizer: Normalizer) -> None:
+        """Raise ``DatasetError`` unless the numbers mean what they mean to ``normalizer``, as far as the file's folder says how they were made."""
+        path = existing(Path(self.path).with_name("normalization.npz"))
+        if not path.is_file():
+            return
+        theirs, mine = load_normalizer(path).to_dict(), normalizer.to_dict()
+        for key, value in theirs.items():
+            expected = mine[key]
+            if value.shape != expected.shape or not np.allclose(value, expected, rtol=1e-4, atol=1e-5):
+                i = int(np.abs(value - expected).argmax()) if value.shape == expected.shape else 0
+                raise DatasetError(
+                    f"{self.path}: its numbers were normalised by {path}, whose {key} is not the policy's (column {i}: expected "
+                    f"{expected[i]:.5g}, found {value[i]:.5g}). Give the demonstrations that the base policy was trained on (data_root, "
+                    "offline_dataset_path), or begin with a policy that was trained on these"
                 )
 
     def sample(self, n: int, generator: torch.Generator, gamma: float, scale: float = 1.0) -> Transitions:

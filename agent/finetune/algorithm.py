@@ -87,6 +87,7 @@ def make_algorithm(
             raise UsageError(f"offline_dataset: {kind.__name__} also learns from demonstrations; give their section")
         extra["offline"] = build(cfg.offline_dataset, device=str(generator.device))
         extra["offline"].check(cfg.obs_dim, cfg.action_dim)
+        extra["offline"].check_normalizer(normalizer)
     if "experience" in inspect.signature(kind).parameters and train["experience_path"] is not None:
         chunk = (cfg.horizon_steps, cfg.action_dim)
         extra["experience"] = gather_experience(

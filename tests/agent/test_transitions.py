@@ -8,6 +8,7 @@ import torch
 
 from agent.dataset.transitions import StitchedSequenceQLearningDataset, returns_to_end
 from agent.errors import DatasetError
+from env.normalizer import Normalizer
 
 LENGTHS = [5, 3, 4]  # the first ends with a terminal, the second's time is up, the third ends with a terminal
 TERMINALS = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1], bool)
@@ -73,6 +74,18 @@ def test_returns_against_a_loop():
                 chunks = [rewards[start + j : min(start + j + h, start + n)].sum() for j in range(k, n, h)]
                 assert found[start + k] == pytest.approx(sum(0.9**i * c for i, c in enumerate(chunks)))
             start += n
+
+
+def test_demonstrations_of_another_normaliser_are_refused(path):
+    """Their numbers would mean something else to the policy; without the file beside them nobody knows."""
+    data = StitchedSequenceQLearningDataset(path)
+    mine = Normalizer(np.array([-1.0, -2]), np.ones(2), -np.ones(1), np.ones(1))
+    data.check_normalizer(mine)
+    other = Normalizer(np.array([-1.0, -3]), np.ones(2), -np.ones(1), np.ones(1))
+    other.save(path.with_name("normalization.npz"))
+    with pytest.raises(DatasetError, match=r"obs_min is not the policy's \(column 1: expected -2, found -3\)"):
+        data.check_normalizer(mine)
+    data.check_normalizer(other)
 
 
 def test_draws_are_uniform_and_what_is_refused(path, tmp_path):
