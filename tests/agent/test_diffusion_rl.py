@@ -291,8 +291,9 @@ def test_idql_expectile_and_choice_by_hand():
     best = policy.sample(obs, deterministic=True, noise=noise).trajectories.sum(dim=(1, 2))
     chosen = policy.sample(obs, deterministic=False, noise=noise).trajectories.sum(dim=(1, 2))
     rows = {"state": torch.zeros(28000, 1, DO)}
-    samples = policy._denoised(rows, False, noise.flatten(0, 1)[:, :-1]).sum(dim=(1, 2)).view(4000, 7)
-    greedy = policy._denoised(rows, True, noise.flatten(0, 1)[:, :-1]).sum(dim=(1, 2)).view(4000, 7)
+    chain = noise.flatten(0, 1)[:, :-1]
+    samples = policy._from_noise(rows, False, chain, policy.network).sum(dim=(1, 2)).view(4000, 7)
+    greedy = policy._from_noise(rows, True, chain, policy.network).sum(dim=(1, 2)).view(4000, 7)
     assert torch.allclose(best, greedy.amax(dim=1))
     good = (samples > 0).sum(dim=1).float()
     expected = (0.7 * good / (0.7 * good + 0.3 * (7 - good))).mean()  # chance that a good one is drawn
