@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,8 +105,7 @@ def _check(
         raise UsageError(
             f"train.experience_path: expected chunks of (horizon_steps, action_dim) = {expected} in {path}, found {theirs}"
         )
-    mine, other = normalizer.to_dict(), payload["normalizer"]
-    if mine.keys() != other.keys() or not all(np.array_equal(mine[key], np.asarray(other[key])) for key in mine):
+    if normalizer != Normalizer.from_dict(payload["normalizer"]):
         raise UsageError(
             f"train.experience_path: {path} is of a policy with another normaliser, so its numbers mean something else. Give a run that began "
             "from the same base policy"
